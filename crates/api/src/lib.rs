@@ -1,1 +1,10 @@
-//! (see ARCHITECTURE.md)
+//! What the Kubernetes API *is*, as data and small pure types: names of kinds and resources,
+//! schema facts, quantities, selectors, and the error type that clients see.
+//!
+//! Invariants: no I/O, no async, nothing that changes at run time.
+
+pub mod gvk;
+pub mod status;
+
+pub use gvk::{GroupVersion, GroupVersionKind, GroupVersionResource};
+pub use status::{Cause, Reason, Status};
