@@ -12,6 +12,8 @@
 //! durable. A watch gets every event from its start revision on, once and in order, or
 //! [`Error::Compacted`]. No lock is held across I/O.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -28,14 +30,17 @@ pub trait Store: Send + Sync + 'static {
     /// Compares and, if every comparison holds, writes. Durable when it returns.
     async fn txn(&self, txn: Txn) -> Result<TxnResult, Error>;
 
-    /// Streams events of a range from `start` on. Ends only with an error: [`Error::Compacted`]
-    /// when `start` (or the position reached by a watcher that was too slow) is gone.
+    /// Streams events of a range from a revision on. The stream ends only with an error, as its
+    /// last item: [`Error::Compacted`] when that revision (or the position reached by a watcher
+    /// that was too slow) is gone, also when it was gone from the start.
     async fn watch(&self, request: WatchRequest) -> Result<Watch, Error>;
 
     /// The newest committed revision (linearizable: asks the cluster when there is one).
     async fn current_revision(&self) -> Result<Revision, Error>;
 
-    /// Forgets history below `revision`. Reads and watches from before it fail afterwards.
+    /// Forgets history below `revision`. Reads and watches from before it fail afterwards; reads
+    /// and watches from it go on. [`Error::Compacted`] when that was done before, and
+    /// [`Error::Future`] when it is not written yet.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 
     /// Grants a lease of `ttl_seconds`; keys written with it vanish (as deletes with an event)
@@ -159,7 +164,8 @@ impl Txn {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TxnResult {
-    /// Written at this revision. `previous` is what the operation's key held before.
+    /// Written at this revision. `previous` is what the operation's key held before. A delete of
+    /// a key that does not exist takes no revision: it gives the store's, and no `previous`.
     Written { revision: Revision, previous: Option<KeyValue> },
     /// A comparison failed. `current` is what the operation's key holds at `revision`.
     Conflict { revision: Revision, current: Option<KeyValue> },
@@ -178,6 +184,24 @@ pub struct Watch {
     /// The revision of the store when the watch was set up.
     pub revision: Revision,
     pub events: BoxStream<'static, Result<WatchBatch, Error>>,
+    pub progress: Progress,
+}
+
+/// Asks a running watch how far it is. Cheap to clone; may outlive the watch.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn() + Send + Sync>);
+
+impl Progress {
+    pub fn new(request: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(request))
+    }
+
+    /// The watch soon delivers a batch (perhaps without events) whose revision is at least the
+    /// store's revision of now. Never blocks; requests that come close together are answered by
+    /// one batch.
+    pub fn request(&self) {
+        (self.0)();
+    }
 }
 
 /// Everything of one or more whole revisions; a revision is never split over two batches.
@@ -228,6 +252,9 @@ pub enum Error {
     LeaseNotFound(LeaseId),
     #[error("value of {size} bytes is larger than the limit of {limit}")]
     TooLarge { size: usize, limit: usize },
+    /// Another process has the store open.
+    #[error("the store at {path} is in use by another process")]
+    Locked { path: String },
     /// The disk is full; reads go on, writes fail until there is room.
     #[error("no space left for the store at {path}")]
     NoSpace { path: String },
