@@ -4,7 +4,9 @@
 //! Invariants: no I/O, no async, nothing that changes at run time.
 
 pub mod gvk;
+pub mod schema;
 pub mod status;
 
 pub use gvk::{GroupVersion, GroupVersionKind, GroupVersionResource};
+pub use schema::{Field, FieldType, Kind, Resource, Schema, Subresource, TypeDef, TypeId, schema};
 pub use status::{Cause, Reason, Status};
