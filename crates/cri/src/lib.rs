@@ -9,10 +9,15 @@
 //! [`Endpoint::runtime`] and [`Endpoint::image`]; clients are cheap to clone. [`routes`] is the
 //! same pair of services for a server on a socket.
 //!
+//! [`streaming`] is the one addition: in process, exec, attach and port-forward hand streams over
+//! where a remote runtime answers with a URL.
+//!
 //! Invariants: no logic of runtime or kubelet lives here; the definition carries facts only, and
 //! an in-process call goes through the same encoding as one over the socket.
 
+pub mod defaults;
 mod endpoint;
+pub mod streaming;
 
 pub use endpoint::{Endpoint, Error, ImageClient, MAX_MESSAGE_BYTES, RuntimeClient, routes};
 
