@@ -12,6 +12,11 @@
 //! durable. A watch gets every event from its start revision on, once and in order, or
 //! [`Error::Compacted`]. No lock is held across I/O.
 
+pub mod embedded;
+pub mod etcd;
+mod error;
+pub mod suite;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
