@@ -4,7 +4,8 @@
 //! processes in new namespaces ([`process`]), mounts ([`mount`]), control groups of either
 //! version behind one type ([`cgroup`]), capabilities ([`caps`]), system call filters
 //! ([`seccomp`]), terminals ([`pty`]), network namespaces ([`netns`], [`pinned`]) with their
-//! links and routes over netlink ([`links`], [`routes`]), a copy of our own
+//! links and routes over netlink ([`links`], [`routes`]), packet filters ([`nft`], [`nft_ruleset`],
+//! [`conntrack`]), a copy of our own
 //! program that a container cannot write to ([`exe`]) and sockets that carry file descriptors
 //! ([`fdsocket`]).
 //!
@@ -13,6 +14,7 @@
 
 pub mod caps;
 pub mod cgroup;
+pub mod conntrack;
 pub mod devices;
 pub mod exe;
 pub mod fdsocket;
@@ -20,6 +22,9 @@ pub mod links;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
+pub mod nft_expr;
+pub mod nft_ruleset;
 pub mod pinned;
 pub mod process;
 pub mod pty;

@@ -381,6 +381,15 @@ impl Message {
         self.0.len()
     }
 
+    /// Attributes without a header, to be put into a message later.
+    pub(crate) fn fragment() -> Self {
+        Self(Vec::with_capacity(96))
+    }
+
+    pub(crate) fn fragment_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
