@@ -194,7 +194,11 @@ mod tests {
     #[test]
     fn the_program_decides_as_the_rules_say() {
         let mknod_only = DeviceRule { read: false, write: false, ..DeviceRule::EVERYTHING };
-        let code = program(&[mknod_only, DeviceRule::character(1, Some(3)), DeviceRule::character(136, None)]);
+        let code = program(&[
+            mknod_only,
+            DeviceRule::character(1, Some(3)),
+            DeviceRule::character(136, None),
+        ]);
         let (block, character, mknod, read) = (1, 2, 1, 2);
         assert!(allowed(&code, block, mknod, 8, 0));
         assert!(!allowed(&code, block, read, 8, 0));

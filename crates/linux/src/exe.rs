@@ -53,7 +53,11 @@ fn read_only_mount() -> io::Result<OwnedFd> {
     let tree = mount::clone_tree(&path, false)?;
     mount::set_attributes(
         &tree,
-        mount::Attributes { read_only: true, propagation: mount::Propagation::Private, ..Default::default() },
+        mount::Attributes {
+            read_only: true,
+            propagation: mount::Propagation::Private,
+            ..Default::default()
+        },
     )?;
     Ok(tree)
 }

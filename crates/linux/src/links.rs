@@ -140,7 +140,8 @@ impl Rtnl {
     }
 
     pub fn add_bridge(&mut self, name: &str) -> Result<()> {
-        let mut message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &if_info(0, IFF_UP, IFF_UP));
+        let mut message =
+            Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &if_info(0, IFF_UP, IFF_UP));
         message.text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "bridge");
         });
@@ -153,7 +154,8 @@ impl Rtnl {
         const LEARNING: u16 = 7;
         const PORT: u16 = 15;
         const LOCAL6: u16 = 17;
-        let mut message = Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &if_info(0, IFF_UP, IFF_UP));
+        let mut message =
+            Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &if_info(0, IFF_UP, IFF_UP));
         describe(&mut message, vxlan.name, Some(vxlan.mac), vxlan.mtu_bytes);
         message.nest(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |data| {

@@ -8,9 +8,7 @@ use std::{
 
 use rustix::{
     fs::CWD,
-    mount::{
-        MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    },
+    mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
 
 use crate::check;
@@ -121,7 +119,12 @@ pub fn mount(kind: &str, target: &Path, options: Options, data: &str) -> io::Res
 }
 
 /// A tmpfs of at most `size_bytes` (none: half of the memory), with `mode` for its root.
-pub fn tmpfs(target: &Path, size_bytes: Option<u64>, mode: u32, options: Options) -> io::Result<()> {
+pub fn tmpfs(
+    target: &Path,
+    size_bytes: Option<u64>,
+    mode: u32,
+    options: Options,
+) -> io::Result<()> {
     let size = size_bytes.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
     mount("tmpfs", target, options, &format!("mode={mode:o}{size}"))
 }

@@ -127,8 +127,7 @@ impl Socket {
         let size = size_of::<i32>() as u32;
         let pointer = (&raw const value).cast();
         // SAFETY: the pointer and size describe `value`, which outlives the call.
-        let done =
-            unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, pointer, size) };
+        let done = unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, pointer, size) };
         if done < 0 { Err(last_error("setsockopt")) } else { Ok(()) }
     }
 

@@ -14,31 +14,87 @@ pub struct Reg(pub u32);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
     /// Reads packet bytes.
-    Payload { base: Layer, offset: u32, bytes: u32, to: Reg },
-    Meta { key: MetaKey, to: Reg },
-    SetMark { from: Reg },
-    Ct { key: CtKey, to: Reg },
+    Payload {
+        base: Layer,
+        offset: u32,
+        bytes: u32,
+        to: Reg,
+    },
+    Meta {
+        key: MetaKey,
+        to: Reg,
+    },
+    SetMark {
+        from: Reg,
+    },
+    Ct {
+        key: CtKey,
+        to: Reg,
+    },
     /// The kind of an address as the routing table sees it ([`ADDRESS_LOCAL`] and the like).
-    AddressType { of: Side, to: Reg },
-    Immediate { to: Reg, value: Vec<u8> },
-    Compare { reg: Reg, op: Op, value: Vec<u8> },
+    AddressType {
+        of: Side,
+        to: Reg,
+    },
+    Immediate {
+        to: Reg,
+        value: Vec<u8>,
+    },
+    Compare {
+        reg: Reg,
+        op: Op,
+        value: Vec<u8>,
+    },
     /// `to = (from & mask) ^ xor`.
-    Bitwise { from: Reg, to: Reg, mask: Vec<u8>, xor: Vec<u8> },
-    Lookup { set: String, key: Reg, result: Found },
+    Bitwise {
+        from: Reg,
+        to: Reg,
+        mask: Vec<u8>,
+        xor: Vec<u8>,
+    },
+    Lookup {
+        set: String,
+        key: Reg,
+        result: Found,
+    },
     /// A random number below `modulus`, in the machine's byte order.
-    Random { modulus: u32, to: Reg },
+    Random {
+        modulus: u32,
+        to: Reg,
+    },
     /// A hash of register bytes below `modulus`.
-    Hash { from: Reg, bytes: u32, modulus: u32, seed: u32, to: Reg },
+    Hash {
+        from: Reg,
+        bytes: u32,
+        modulus: u32,
+        seed: u32,
+        to: Reg,
+    },
     /// Adds, refreshes or deletes an element of a dynamic set.
-    Remember { set: String, op: Update, key: Reg, data: Option<Reg>, timeout_ms: u64 },
-    Dnat { family: Family, address: Reg, port: Option<Reg> },
-    Snat { family: Family, address: Reg },
+    Remember {
+        set: String,
+        op: Update,
+        key: Reg,
+        data: Option<Reg>,
+        timeout_ms: u64,
+    },
+    Dnat {
+        family: Family,
+        address: Reg,
+        port: Option<Reg>,
+    },
+    Snat {
+        family: Family,
+        address: Reg,
+    },
     /// The source becomes an address of the device that the packet leaves by, with a random port.
     Masquerade,
     Reject(Reject),
     Counter,
     /// One line in the kernel's log.
-    Log { prefix: String },
+    Log {
+        prefix: String,
+    },
     Verdict(Verdict),
 }
 

@@ -137,7 +137,11 @@ pub fn diff(old: &Ruleset, new: &Ruleset) -> Vec<Command> {
             Some(_) => unreachable!("a set's kind follows from its name"),
             None => {
                 steps.add_sets.push(Command::AddSet { set: name.clone(), spec: set.spec.clone() });
-                steps.elements(name, &Set { spec: set.spec.clone(), elements: BTreeMap::new() }, set);
+                steps.elements(
+                    name,
+                    &Set { spec: set.spec.clone(), elements: BTreeMap::new() },
+                    set,
+                );
             }
         }
     }
@@ -180,13 +184,13 @@ impl Steps {
     fn elements(&mut self, name: &str, old: &Set, new: &Set) {
         let (set, spec) = (name.to_owned(), new.spec.clone());
         let changed = |from: &Set, to: &Set| -> Vec<Key> {
-            let gone = from.elements.iter().filter(|(key, value)| to.elements.get(key) != Some(value));
+            let gone =
+                from.elements.iter().filter(|(key, value)| to.elements.get(key) != Some(value));
             gone.map(|(key, _)| key.clone()).collect()
         };
         let keys = changed(old, new);
         if !keys.is_empty() {
-            let command =
-                Command::DeleteElements { set: set.clone(), spec: spec.clone(), keys };
+            let command = Command::DeleteElements { set: set.clone(), spec: spec.clone(), keys };
             self.delete_elements.push(command);
         }
         let elements: Vec<Element> = changed(new, old)
@@ -209,8 +213,7 @@ impl Steps {
     fn in_order(self) -> Vec<Command> {
         let Self { add_sets, add_chains, flushes, rules, .. } = self;
         let first = [add_sets, add_chains, flushes, rules];
-        let last =
-            [self.delete_elements, self.add_elements, self.delete_chains, self.delete_sets];
+        let last = [self.delete_elements, self.add_elements, self.delete_chains, self.delete_sets];
         first.into_iter().chain(last).flatten().collect()
     }
 }
@@ -271,7 +274,8 @@ impl Ruleset {
                 }
                 let set = self.sets.get_mut(set).ok_or_else(|| missing(set))?;
                 for Element { key, value } in elements {
-                    if set.elements.insert(key.clone(), value.clone()).is_some_and(|v| v != *value) {
+                    if set.elements.insert(key.clone(), value.clone()).is_some_and(|v| v != *value)
+                    {
                         return Err("an element is there with another value".into());
                     }
                 }

@@ -25,7 +25,10 @@ pub mod ns {
 #[derive(Debug)]
 pub enum Forked {
     /// The parent, with the child's pid in the parent's PID namespace and its pidfd.
-    Parent { pid: i32, pidfd: OwnedFd },
+    Parent {
+        pid: i32,
+        pidfd: OwnedFd,
+    },
     Child,
 }
 
@@ -80,9 +83,8 @@ pub fn clone_into(how: CloneOptions<'_>) -> io::Result<Forked> {
     // SAFETY: `args` lives through the call and `pidfd` is writable. Neither CLONE_VM nor a stack
     // is given, so the child runs on its own copy of this stack; the process has one thread, so
     // no lock is held by a thread that the child lacks.
-    let pid = check(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>())
-    })?;
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
     if pid == 0 {
         return Ok(Forked::Child);
     }

@@ -24,7 +24,8 @@ pub fn open() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Sets the size of a terminal, in characters.
 pub fn resize(terminal: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
-    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size =
+        rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 

@@ -139,9 +139,7 @@ impl Rtnl {
         message.attr(RTA_DST, &octets(ip));
         match self.socket.get(message) {
             Ok(reply) => Ok(reply.and_then(|(_, body)| read_path(&body))),
-            Err(error)
-                if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) =>
-            {
+            Err(error) if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
                 Ok(None)
             }
             Err(error) => Err(error.about(|_| format!("the path to {ip}"))),

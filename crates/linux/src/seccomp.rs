@@ -71,7 +71,9 @@ pub fn compile(default: Action, rules: &[Rule]) -> io::Result<Filter> {
     }
     code.extend(tree(&ranges(default, rules)));
     if code.len() > 4096 {
-        return Err(io::Error::other("the seccomp profile compiles to more than 4096 instructions"));
+        return Err(io::Error::other(
+            "the seccomp profile compiles to more than 4096 instructions",
+        ));
     }
     Ok(Filter(code))
 }

@@ -347,11 +347,8 @@ mod tests {
         let policies =
             [Policy::Cluster, Policy::ClusterLocal, Policy::External, Policy::ExternalLocal];
         let cluster = targets(seed % 5);
-        let policy = if cluster.is_empty() {
-            Policy::Refuse
-        } else {
-            policies[(seed / 5 % 4) as usize]
-        };
+        let policy =
+            if cluster.is_empty() { Policy::Refuse } else { policies[(seed / 5 % 4) as usize] };
         // The second frontend is shared among services on purpose.
         let frontends = [address(0, owner), address(9, (seed / 20 % 2) as u8)]
             .map(|address| Frontend { address, port: 80, policy, restricted: seed % 7 == 0 });

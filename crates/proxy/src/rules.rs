@@ -160,7 +160,11 @@ impl Layout {
     }
 
     fn dnat(self) -> Expr {
-        Expr::Dnat { family: self.family, address: TARGET, port: Some(Reg(TARGET.0 + self.words())) }
+        Expr::Dnat {
+            family: self.family,
+            address: TARGET,
+            port: Some(Reg(TARGET.0 + self.words())),
+        }
     }
 }
 
@@ -224,7 +228,10 @@ fn chains(layout: Layout, config: &RulesConfig) -> Vec<(&'static str, Chain)> {
     let go = |chain: &str| vec![Rule(vec![Expr::Verdict(Verdict::Jump(chain.to_owned()))])];
     let invalid = if config.drop_invalid { vec![drop_invalid()] } else { Vec::new() };
     vec![
-        ("translate-prerouting", base(Kind::Nat, Hook::Prerouting, DESTINATION_NAT, go("services"))),
+        (
+            "translate-prerouting",
+            base(Kind::Nat, Hook::Prerouting, DESTINATION_NAT, go("services")),
+        ),
         ("translate-output", base(Kind::Nat, Hook::Output, DESTINATION_NAT, go("services"))),
         ("admit-prerouting", base(Kind::Filter, Hook::Prerouting, BEFORE_NAT, go("admission"))),
         ("admit-output", base(Kind::Filter, Hook::Output, BEFORE_NAT, go("admission"))),
@@ -456,4 +463,3 @@ pub fn octets(address: std::net::IpAddr) -> Vec<u8> {
         std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
     }
 }
-

@@ -88,9 +88,10 @@ impl Host {
             return Ok(());
         }
         let Some(hierarchy) = self.with("cpuset") else { return Ok(()) };
-        for (file, system) in
-            [("cpuset.cpus", "/sys/devices/system/cpu/online"), ("cpuset.mems", "/sys/devices/system/node/online")]
-        {
+        for (file, system) in [
+            ("cpuset.cpus", "/sys/devices/system/cpu/online"),
+            ("cpuset.mems", "/sys/devices/system/node/online"),
+        ] {
             let own = hierarchy.mount.join(file);
             if fs::read_to_string(&own).is_ok_and(|text| text.trim().is_empty()) {
                 fs::write(&own, fs::read_to_string(system)?.trim())?;

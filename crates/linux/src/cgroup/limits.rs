@@ -42,7 +42,9 @@ impl Limits {
             Layout::V2 => self.version2(),
             Layout::V1 | Layout::Hybrid => self.version1(),
         };
-        for (file, value) in [("cpuset.cpus", &self.cpuset_cpus), ("cpuset.mems", &self.cpuset_mems)] {
+        for (file, value) in
+            [("cpuset.cpus", &self.cpuset_cpus), ("cpuset.mems", &self.cpuset_mems)]
+        {
             if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
                 writes.push(write("cpuset", file, value));
             }

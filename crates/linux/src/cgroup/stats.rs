@@ -39,7 +39,8 @@ pub(super) fn version1(read: impl Fn(&str, &str) -> Option<String>) -> Stats {
         page_faults: field(&memory, "total_pgfault"),
         major_page_faults: field(&memory, "total_pgmajfault"),
         // Unlimited shows as the largest multiple of a page.
-        memory_limit_bytes: whole("memory", "memory.limit_in_bytes").filter(|limit| *limit < 1 << 62),
+        memory_limit_bytes: whole("memory", "memory.limit_in_bytes")
+            .filter(|limit| *limit < 1 << 62),
         swap_usage_bytes: field(&memory, "total_swap"),
         pids: whole("pids", "pids.current").unwrap_or(0),
         oom_kills: field(&oom, "oom_kill"),
