@@ -8,9 +8,14 @@
 //! Invariants: no I/O, no clock. A [`Map`] is sorted by key and holds each key once, so equal
 //! objects encode to equal bytes.
 
+pub mod codec;
 pub mod json;
 pub mod object;
+pub mod scalars;
+mod shape;
+pub mod typed;
 pub mod value;
+pub mod yaml;
 
 pub use object::{Object, OwnerReference};
 pub use value::{Map, Value};

@@ -48,8 +48,8 @@ impl Object {
     }
 
     /// Parses JSON; fails on anything but an object.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(bytes)
+    pub fn from_json(bytes: &[u8]) -> Result<Self, crate::codec::Error> {
+        Self::from_value(crate::json::parse(bytes)?).ok_or(crate::codec::Error::NotAnObject)
     }
 
     pub fn to_json(&self) -> Vec<u8> {
@@ -58,8 +58,8 @@ impl Object {
 
     /// Decodes into a typed struct such as `k8s_openapi::api::core::v1::Pod`. For one key at a
     /// time; never written back as a whole, because it lacks fields that it does not know.
-    pub fn to_typed<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_slice(&self.to_json())
+    pub fn to_typed<T: DeserializeOwned>(&self) -> Result<T, crate::typed::Error> {
+        T::deserialize(crate::typed::FromMap(&self.0))
     }
 
     pub fn from_typed<T: Serialize>(typed: &T) -> Result<Self, serde_json::Error> {

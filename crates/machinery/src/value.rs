@@ -40,6 +40,12 @@ impl Map {
         self.0.is_empty()
     }
 
+    /// From entries that are sorted by key and hold each key once.
+    pub(crate) fn from_sorted(entries: Vec<(SmolStr, Value)>) -> Self {
+        debug_assert!(entries.is_sorted_by(|a, b| a.0 < b.0));
+        Self(Arc::new(entries))
+    }
+
     fn position(&self, key: &str) -> Result<usize, usize> {
         self.0.binary_search_by(|(k, _)| k.as_str().cmp(key))
     }
@@ -315,6 +321,10 @@ impl Serialize for Value {
             Self::Null => s.serialize_unit(),
             Self::Bool(flag) => s.serialize_bool(*flag),
             Self::Int(number) => s.serialize_i64(*number),
+            // As in Go, a whole number is written without a point.
+            Self::Float(number) if number.fract() == 0.0 && number.abs() < 1e15 => {
+                s.serialize_i64(*number as i64)
+            }
             Self::Float(number) => s.serialize_f64(*number),
             Self::String(text) => s.serialize_str(text),
             Self::List(list) => {

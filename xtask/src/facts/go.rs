@@ -30,6 +30,7 @@ pub struct GoField {
     pub json: Option<String>,
     pub ty: String,
     pub omit_empty: bool,
+    pub omit_zero: bool,
     /// The protobuf number; `None` when it is not in the message.
     pub proto: Option<u32>,
 }
@@ -187,7 +188,8 @@ fn read_field(line: &str) -> Option<GoField> {
     Some(GoField {
         json: (!name.is_empty()).then(|| name.to_owned()),
         ty,
-        omit_empty: options.contains(&"omitempty") || options.contains(&"omitzero"),
+        omit_empty: options.contains(&"omitempty"),
+        omit_zero: options.contains(&"omitzero"),
         proto: tag(tags, "protobuf").and_then(proto_tag),
     })
 }

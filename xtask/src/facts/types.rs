@@ -154,6 +154,9 @@ impl Writer<'_> {
         if field.omit_empty {
             flags.push("omitempty".into());
         }
+        if field.omit_zero {
+            flags.push("omitzero".into());
+        }
         if resolved.pointer {
             flags.push("pointer".into());
         }
@@ -248,6 +251,7 @@ impl GoField {
             json: self.json.clone(),
             ty: self.ty.clone(),
             omit_empty: self.omit_empty,
+            omit_zero: self.omit_zero,
             proto: self.proto,
         }
     }

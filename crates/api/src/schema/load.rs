@@ -103,6 +103,7 @@ fn field_line(rest: &'static str, schema: &Schema) -> Field {
         patch_merge_key: "",
         enum_values: Vec::new(),
         omit_empty: false,
+        omit_zero: false,
         pointer: false,
         format: "",
         go_type: "",
@@ -118,6 +119,7 @@ fn field_flag(field: &mut Field, flag: &'static str) {
     match key {
         "required" => field.required = true,
         "omitempty" => field.omit_empty = true,
+        "omitzero" => field.omit_zero = true,
         "pointer" => field.pointer = true,
         "items" => field.proto_items = true,
         "list" => {

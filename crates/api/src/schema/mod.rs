@@ -113,8 +113,11 @@ pub struct Field {
     pub patch_merge_key: &'static str,
     /// The values of a closed set of strings; empty when open.
     pub enum_values: Vec<&'static str>,
-    /// Left out of JSON when empty.
+    /// Left out of JSON when empty: for scalars, lists, maps and pointers. A struct that is no
+    /// pointer is written all the same, as `{}` (a zero time as `null`).
     pub omit_empty: bool,
+    /// Left out of JSON when zero, structs too.
+    pub omit_zero: bool,
     /// May be absent as opposed to zero (a pointer in Go).
     pub pointer: bool,
     /// The OpenAPI format when it does not follow from the type.
@@ -262,6 +265,13 @@ impl Resource {
     /// The store's key prefix of all objects, with a slash at the end; `None` when not stored.
     pub fn storage_root(&self) -> Option<String> {
         (!self.storage_prefix.is_empty()).then(|| format!("/registry/{}/", self.storage_prefix))
+    }
+}
+
+impl TypeId {
+    /// The place of the type in [`Schema::types`].
+    pub fn index(self) -> usize {
+        self.0 as usize
     }
 }
 
