@@ -99,8 +99,8 @@ impl Cached {
         self.deletion_timestamp.is_some()
     }
 
-    fn malformed(&self, source: serde_json::Error) -> Error {
-        Error::Malformed { request: self.key.to_string(), source: source.into() }
+    fn malformed(&self, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::Malformed { request: self.key.to_string(), source: Box::new(source) }
     }
 }
 
