@@ -16,7 +16,7 @@ use machinery::{Map, Object, OwnerReference};
 use serde::{Deserialize, de::DeserializeOwned};
 use smol_str::SmolStr;
 use stdx::{CancellationToken, Env, HashMap, Timestamp, backoff::Backoff, chain};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{Client, Error, ListOptions, Resource, watch::WatchEventKind};
 
@@ -57,6 +57,9 @@ pub struct Cached {
     pub labels: Map,
     pub owners: Vec<OwnerReference>,
     pub deletion_timestamp: Option<Timestamp>,
+    /// When this process learned of this revision, by its own clock (zero if it came from no
+    /// informer). Timeouts count from here, because another machine's clock is never trusted.
+    pub received: Timestamp,
     bytes: Bytes,
 }
 
@@ -72,6 +75,7 @@ impl Cached {
             labels: meta.labels.unwrap_or_default(),
             owners: meta.owner_references.iter().filter_map(OwnerReference::read).collect(),
             deletion_timestamp: meta.deletion_timestamp.as_deref().and_then(Timestamp::parse),
+            received: Timestamp::default(),
             bytes,
         })
     }
@@ -156,6 +160,8 @@ struct Shared {
     items: RwLock<Items>,
     revision: AtomicI64,
     decode_failures: AtomicU64,
+    /// Told after every change of the items and of the revision.
+    advanced: Notify,
 }
 
 #[derive(Default)]
@@ -205,6 +211,7 @@ impl Lister {
             items: RwLock::default(),
             revision: AtomicI64::new(0),
             decode_failures: AtomicU64::new(0),
+            advanced: Notify::new(),
         }))
     }
 
@@ -251,6 +258,29 @@ impl Lister {
     /// The newest revision that this copy reflects.
     pub fn revision(&self) -> i64 {
         self.0.revision.load(Ordering::Acquire)
+    }
+
+    /// Waits until this copy satisfies `condition`, which is asked again after every change.
+    pub async fn until(&self, condition: impl Fn(&Lister) -> bool) {
+        loop {
+            let advanced = self.0.advanced.notified();
+            tokio::pin!(advanced);
+            advanced.as_mut().enable();
+            if condition(self) {
+                return;
+            }
+            advanced.await;
+        }
+    }
+
+    /// Waits until this copy reflects `revision`, such as that of one's own last write.
+    pub async fn reached(&self, revision: i64) {
+        self.until(|lister| lister.revision() >= revision).await;
+    }
+
+    fn advance(&self, revision: i64) {
+        self.0.revision.fetch_max(revision, Ordering::AcqRel);
+        self.0.advanced.notify_waiters();
     }
 
     /// How many objects the server sent that could not be read.
@@ -398,7 +428,7 @@ impl Reflector {
                     self.informer.apply(&key, Some(Arc::new(cached)));
                 }
             }
-            self.informer.lister.0.revision.fetch_max(at, Ordering::AcqRel);
+            self.informer.lister.advance(at);
         }
         Ok(())
     }
@@ -431,12 +461,14 @@ impl Reflector {
             self.informer.apply(key, None);
         }
         let revision = list.resource_version.parse().unwrap_or(0);
-        lister.0.revision.fetch_max(revision, Ordering::AcqRel);
+        lister.advance(revision);
         Ok(list.resource_version)
     }
 
     fn read(&self, bytes: Bytes) -> Option<Cached> {
+        let received = self.env.now();
         Cached::parse(bytes)
+            .map(|cached| Cached { received, ..cached })
             .inspect_err(|error| {
                 self.informer.lister.0.decode_failures.fetch_add(1, Ordering::Relaxed);
                 let resource = self.resource.gvr.group_resource();

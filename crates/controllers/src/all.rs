@@ -1,0 +1,16 @@
+//! The table of controllers: one line each.
+
+use crate::Controller;
+
+macro_rules! controllers {
+    ($($module:ident)*) => {
+        $(mod $module;)*
+        /// Every controller there is, in the order in which they start.
+        pub static ALL: &[&Controller] = &[$(&$module::CONTROLLER),*];
+    };
+}
+
+controllers! {
+    replicaset
+    replicationcontroller
+}
