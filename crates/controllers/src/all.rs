@@ -11,6 +11,7 @@ macro_rules! controllers {
 }
 
 controllers! {
+    deployment
     replicaset
     replicationcontroller
 }
