@@ -88,6 +88,8 @@ const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 2;
+const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_HOST: u8 = 254;
 const IFF_UP: u32 = 1;
 const IFF_LOOPBACK: u32 = 8;
 
@@ -205,7 +207,16 @@ impl Rtnl {
 
     /// Adds an address; one that is there already is fine.
     pub fn add_address(&mut self, address: Address) -> Result<()> {
-        let message = address_message(RTM_NEWADDR, CREATE | REPLACE, address);
+        self.add_scoped_address(address, SCOPE_UNIVERSE)
+    }
+
+    /// Adds an address that is valid on this machine alone and never chosen as a source.
+    pub fn add_host_address(&mut self, address: Address) -> Result<()> {
+        self.add_scoped_address(address, SCOPE_HOST)
+    }
+
+    fn add_scoped_address(&mut self, address: Address, scope: u8) -> Result<()> {
+        let message = address_message(RTM_NEWADDR, CREATE | REPLACE, address, scope);
         match self.ask(message, || format!("address {}/{}", address.ip, address.prefix_bits)) {
             Err(error) if error.is_exists() => Ok(()),
             other => other,
@@ -213,7 +224,7 @@ impl Rtnl {
     }
 
     pub fn delete_address(&mut self, address: Address) -> Result<()> {
-        let message = address_message(RTM_DELADDR, 0, address);
+        let message = address_message(RTM_DELADDR, 0, address, SCOPE_UNIVERSE);
         tolerate_missing(self.ask(message, || format!("to remove address {}", address.ip)))
     }
 
@@ -316,8 +327,8 @@ fn nd_message(family: u8, index: u32, state: u16, flags: u8) -> [u8; 12] {
     bytes
 }
 
-fn address_message(kind: u16, flags: u16, address: Address) -> Message {
-    let mut header = [family_of(address.ip), address.prefix_bits, 0, 0, 0, 0, 0, 0];
+fn address_message(kind: u16, flags: u16, address: Address, scope: u8) -> Message {
+    let mut header = [family_of(address.ip), address.prefix_bits, 0, scope, 0, 0, 0, 0];
     header[4..8].copy_from_slice(&address.index.to_ne_bytes());
     let mut message = Message::new(kind, flags, &header);
     let bytes = octets(address.ip);

@@ -10,7 +10,7 @@ use crate::{
 /// The number by which routes made by Gantry are known (`ip route show proto 103`).
 pub const PROTOCOL: u8 = 103;
 
-/// A unicast route of the main table.
+/// A route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     /// Destination network; an unspecified address with zero bits is the default route.
@@ -23,6 +23,8 @@ pub struct Route {
     pub onlink: bool,
     /// The source address of packets of this machine; none leaves it to the kernel.
     pub source: Option<IpAddr>,
+    /// Packets are refused instead of sent on.
+    pub unreachable: bool,
     /// Who made it: [`PROTOCOL`] is us, 2 the kernel, 3 `ip route` by hand.
     pub protocol: u8,
 }
@@ -48,6 +50,7 @@ const TABLE_MAIN: u8 = 254;
 const SCOPE_LINK: u8 = 253;
 const TYPE_UNICAST: u8 = 1;
 const TYPE_LOCAL: u8 = 2;
+const TYPE_UNREACHABLE: u8 = 7;
 const ONLINK: u32 = 4;
 
 impl Route {
@@ -60,12 +63,18 @@ impl Route {
             index,
             onlink: false,
             source: None,
+            unreachable: false,
             protocol: PROTOCOL,
         }
     }
 
     pub fn via(destination: IpAddr, prefix_bits: u8, gateway: IpAddr, index: u32) -> Self {
         Self { gateway: Some(gateway), ..Self::direct(destination, prefix_bits, index) }
+    }
+
+    /// Refuses packets to a network; more specific routes go before it.
+    pub fn refuse(destination: IpAddr, prefix_bits: u8) -> Self {
+        Self { unreachable: true, ..Self::direct(destination, prefix_bits, 0) }
     }
 
     /// The IPv4 default route.
@@ -78,14 +87,15 @@ impl Route {
     }
 
     fn message(&self, kind: u16, flags: u16) -> Message {
-        let scope = if self.gateway.is_none() && kind == RTM_NEWROUTE { SCOPE_LINK } else { 0 };
+        let direct = self.gateway.is_none() && !self.unreachable;
+        let scope = if direct && kind == RTM_NEWROUTE { SCOPE_LINK } else { 0 };
         let mut header = [0; 12];
         header[0] = family_of(self.destination);
         header[1] = self.prefix_bits;
         header[4] = TABLE_MAIN;
         header[5] = self.protocol;
         header[6] = scope;
-        header[7] = TYPE_UNICAST;
+        header[7] = if self.unreachable { TYPE_UNREACHABLE } else { TYPE_UNICAST };
         header[8..12].copy_from_slice(&(if self.onlink { ONLINK } else { 0 }).to_ne_bytes());
         if kind == RTM_DELROUTE {
             header[6] = 255; // RT_SCOPE_NOWHERE: whatever the scope.
@@ -112,7 +122,7 @@ impl Route {
 }
 
 impl Rtnl {
-    /// The unicast routes of the main table, both families.
+    /// The unicast and unreachable routes of the main table, both families.
     pub fn routes(&mut self) -> Result<Vec<Route>> {
         let replies = self.socket.dump(Message::new(RTM_GETROUTE, 0, &[0; 12]))?;
         Ok(replies.iter().filter_map(|(_, body)| read_route(body)).collect())
@@ -149,7 +159,8 @@ impl Rtnl {
 
 fn read_route(body: &[u8]) -> Option<Route> {
     let header: [u8; 12] = body.get(..12)?.try_into().ok()?;
-    if header[4] != TABLE_MAIN || header[7] != TYPE_UNICAST {
+    let unreachable = header[7] == TYPE_UNREACHABLE;
+    if header[4] != TABLE_MAIN || !(unreachable || header[7] == TYPE_UNICAST) {
         return None;
     }
     let unspecified = if i32::from(header[0]) == libc::AF_INET {
@@ -159,6 +170,7 @@ fn read_route(body: &[u8]) -> Option<Route> {
     };
     let mut route = Route::direct(unspecified, header[1], 0);
     route.protocol = header[5];
+    route.unreachable = unreachable;
     route.onlink = ne32(&header[8..])? & ONLINK != 0;
     for (kind, value) in attributes(&body[12..]) {
         match kind {
