@@ -90,16 +90,27 @@ pub(crate) fn from_envelope_with(
     let version = GroupVersion::parse(envelope.api_version).ok_or(Error::NoKind)?;
     let gvk = version.kind(envelope.kind);
     let mut map = message(envelope.raw, type_of(&gvk)?)?;
+    if envelope.kind.ends_with("List") && map.get("items").is_some_and(Value::is_null) {
+        map.insert("items", Vec::<Value>::new());
+    }
     map.insert("apiVersion", envelope.api_version);
     map.insert("kind", envelope.kind);
     Ok(Object::from_map(map))
 }
 
-/// The store's form: protobuf in the version that upstream stores. The object must already have
-/// that version's fields; only `apiVersion` is rewritten, which is all that versions of one
-/// shape differ in.
+/// Groups whose objects upstream stores as JSON: their servers were once separate programs.
+const STORED_AS_JSON: [&str; 2] = ["apiextensions.k8s.io", "apiregistration.k8s.io"];
+
+/// The store's form: protobuf (for two groups JSON) in the version that upstream stores. The
+/// object must already have that version's fields; only `apiVersion` is rewritten, which is all
+/// that versions of one shape differ in.
 pub fn encode_storage(object: &Object, resource: &Resource) -> Result<Bytes, Error> {
     let stored = resource.storage_version.kind(resource.gvk.kind.clone());
+    if STORED_AS_JSON.contains(&resource.gvr.group.as_str()) {
+        let mut object = object.clone();
+        object.set_gvk(&stored);
+        return Ok(encode_storage_json(&object));
+    }
     protobuf::encode(object.root(), type_of(&stored)?, &stored.api_version(), &stored.kind)
 }
 
