@@ -5,17 +5,21 @@ use bytes::Bytes;
 use machinery::Object;
 use store::Revision;
 
-/// The stored bytes of an object in its storage version. `resourceVersion` is not part of them.
+/// The stored bytes of an object in its storage version: upstream's protobuf, or JSON for what
+/// has no message. `resourceVersion` is not part of them.
 pub(crate) fn encode(gvk: &GroupVersionKind, object: &Object) -> Result<Bytes, Status> {
     let mut object = object.clone();
     object.set_resource_version("");
     object.set_gvk(gvk);
-    Ok(object.to_json().into())
+    match machinery::codec::to_protobuf(&object) {
+        Err(machinery::codec::Error::UnknownKind { .. }) => Ok(machinery::codec::encode_storage_json(&object)),
+        encoded => encoded.map_err(|error| Status::bad_request(error.to_string())),
+    }
 }
 
 /// Reads stored bytes; the revision becomes the `resourceVersion`.
 pub(crate) fn decode(gvk: &GroupVersionKind, stored: &[u8], revision: Revision) -> Result<Object, Status> {
-    let mut object = Object::from_json(stored).map_err(Status::internal)?;
+    let mut object = machinery::codec::decode_storage(stored).map_err(Status::internal)?;
     object.set_gvk(gvk);
     object.set_resource_version(&revision.to_string());
     Ok(object)

@@ -209,3 +209,6 @@ async fn compact(env: Env, store: Arc<dyn Store>, interval: Duration) {
         env.sleep(interval).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ use crate::{Resource, request::ListOptions, selector::Selector};
 
 /// Events read from the log under one lock.
 const BATCH: usize = 128;
+/// How long a bookmark waits for the store to say how far it is.
+const PROGRESS_WAIT: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchKind {
@@ -396,6 +398,8 @@ impl WatchStream {
             self.bookmarks.due = true;
             self.waiter.wants_progress.store(true, Ordering::Relaxed);
             self.cache.request_progress();
+            // Without an answer the bookmark says what is known already.
+            env.timeout(PROGRESS_WAIT, self.waiter.notify.notified()).await;
         }
     }
 }

@@ -91,8 +91,16 @@ pub(super) async fn create_named(
     if cx.dry_run || (written.is_err() && !maybe_written) {
         strategy.release(resource, &object, None).await;
     }
-    object.set_resource_version(&written?);
+    let object = as_stored(resource, &object, &written?)?;
     Ok(served(resource, &object))
+}
+
+/// The object as the next reader sees it.
+pub(super) fn as_stored(resource: &Resource, object: &Object, version: &str) -> Result<Object, Status> {
+    let bytes = resource.storage.encode(object)?;
+    let mut object = resource.storage.decode(&bytes, 0)?;
+    object.set_resource_version(version);
+    Ok(object)
 }
 
 fn prepare(resource: &Resource, cx: &RequestContext, object: &mut Object) {

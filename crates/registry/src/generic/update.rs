@@ -214,11 +214,9 @@ async fn write(target: &Target<'_>, new: &mut Object, old: &Object, stored: &Key
         *new = old.clone();
         return Ok(true);
     }
-    if target.cx.dry_run {
-        return Ok(true);
-    }
     let bytes: Bytes = resource.storage.encode(new)?;
-    if bytes == stored.value {
+    *new = resource.storage.decode(&bytes, stored.mod_revision)?;
+    if target.cx.dry_run || bytes == stored.value {
         return Ok(true);
     }
     let mut txn = Txn::put_if(stored.key.clone(), bytes, stored.mod_revision);
