@@ -15,6 +15,7 @@
 pub mod embedded;
 pub mod etcd;
 mod error;
+pub mod sim;
 pub mod suite;
 
 use std::sync::Arc;
