@@ -14,4 +14,6 @@ controllers! {
     deployment
     replicaset
     replicationcontroller
+    endpointslice
+    endpoints
 }

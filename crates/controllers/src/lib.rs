@@ -25,6 +25,7 @@ pub mod pod_template;
 pub mod resources;
 pub mod runner;
 pub mod selector;
+pub mod service_pods;
 pub mod views;
 
 #[cfg(test)]
