@@ -27,8 +27,8 @@ use stdx::{Env, Task, files::File};
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    Error, KeyValue, LeaseId, Op, Range, RangeResult, Revision, Stats, Store, Txn, TxnResult, Watch,
-    WatchRequest, error,
+    Error, KeyValue, LeaseId, Op, Range, RangeResult, Revision, Stats, Store, Txn, TxnResult,
+    Watch, WatchRequest, error,
 };
 
 mod checkpoint;
@@ -294,9 +294,9 @@ impl Inner {
     async fn read_values(&self, mut found: Vec<Found>) -> Result<Vec<KeyValue>, Error> {
         if found.iter().any(|found| found.unread.is_some()) {
             let path = self.dir.display().to_string();
-            let read = self.env.blocking(move || {
-                found.iter_mut().try_for_each(read_value).map(|()| found)
-            });
+            let read = self
+                .env
+                .blocking(move || found.iter_mut().try_for_each(read_value).map(|()| found));
             let panicked = || Error::Unavailable("reading the log panicked".into());
             found = read.await.ok_or_else(panicked)?.map_err(|unread| match unread {
                 Unread::Io(error) => error::from_io(&self.dir, error),
@@ -344,12 +344,18 @@ enum Unread {
 }
 
 fn read_value(found: &mut Found) -> Result<(), Unread> {
-    let Some((file, Place { segment, offset, length })) = found.unread.take() else { return Ok(()) };
+    let Some((file, Place { segment, offset, length })) = found.unread.take() else {
+        return Ok(());
+    };
     let mut bytes = vec![0; length as usize];
     file.read_at(u64::from(offset), &mut bytes).map_err(Unread::Io)?;
     let value_bytes = match record::decode(&bytes) {
         Some((Record::Put { value, .. } | Record::Version { value, .. }, _)) => value.len(),
-        _ => return Err(Unread::Corrupt(format!("file {segment}: the record at byte {offset} is damaged"))),
+        _ => {
+            return Err(Unread::Corrupt(format!(
+                "file {segment}: the record at byte {offset} is damaged"
+            )));
+        }
     };
     let end = bytes.len();
     found.item.value = Bytes::from(bytes).slice(end - value_bytes..);

@@ -17,14 +17,15 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Certificate, Client, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity, PutOptions,
-    TlsOptions, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchResponseStream, WatchStream,
+    Certificate, Client, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity,
+    PutOptions, TlsOptions, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchResponseStream,
+    WatchStream,
 };
 use tokio::sync::Notify;
 
 use crate::{
-    Compare, Error, Event, EventKind, KeyValue, LeaseId, Op, Progress, Range, RangeResult, Revision,
-    Stats, Store, Txn, TxnResult, Watch, WatchBatch, WatchRequest,
+    Compare, Error, Event, EventKind, KeyValue, LeaseId, Op, Progress, Range, RangeResult,
+    Revision, Stats, Store, Txn, TxnResult, Watch, WatchBatch, WatchRequest,
 };
 
 /// Keys fetched in one message when a range has no limit; its pages are of one revision.
@@ -95,8 +96,10 @@ impl Etcd {
         if let Some(tls) = &options.tls {
             connect = connect.with_tls(tls_options(tls));
         }
-        let client = Client::connect(&options.endpoints, Some(connect)).await.map_err(unavailable)?;
-        let store = Arc::new(Self { client, options, env: env.clone(), compacted: AtomicI64::new(0) });
+        let client =
+            Client::connect(&options.endpoints, Some(connect)).await.map_err(unavailable)?;
+        let store =
+            Arc::new(Self { client, options, env: env.clone(), compacted: AtomicI64::new(0) });
         store.current_revision().await?;
         Ok(store)
     }
@@ -206,7 +209,9 @@ impl Store for Etcd {
         let request = txn_request(txn);
         let answer = self.limited(self.client.kv_client().txn(request)).await;
         let response = answer
-            .unwrap_or_else(|| Err(etcd_client::Error::Internal("the request timed out".to_owned())))
+            .unwrap_or_else(|| {
+                Err(etcd_client::Error::Internal("the request timed out".to_owned()))
+            })
             .map_err(|error| self.write_error(error, lease, size))?;
         let revision = response.header().map_or(0, |header| header.revision());
         let operation = response.op_responses().into_iter().next();
@@ -242,7 +247,8 @@ impl Store for Etcd {
             Ok((stream, created))
         };
         let (stream, created) = self.read(set_up).await.map_err(Failed::unavailable)?;
-        let created = created.ok_or_else(|| Error::Unavailable("the watch ended at once".into()))?;
+        let created =
+            created.ok_or_else(|| Error::Unavailable("the watch ended at once".into()))?;
         let revision = created.header().map_or(0, |header| header.revision());
         Ok(running_watch(stream, revision, created))
     }
@@ -428,7 +434,8 @@ impl Reader {
                     response = self.responses.message() => response.map_err(unavailable)?,
                 },
             };
-            let response = response.ok_or_else(|| Error::Unavailable("the watch's stream ended".into()))?;
+            let response =
+                response.ok_or_else(|| Error::Unavailable("the watch's stream ended".into()))?;
             if response.compact_revision() > 0 {
                 return Err(Error::Compacted { compacted: response.compact_revision() });
             }

@@ -13,8 +13,8 @@
 //! [`Error::Compacted`]. No lock is held across I/O.
 
 pub mod embedded;
-pub mod etcd;
 mod error;
+pub mod etcd;
 pub mod sim;
 pub mod suite;
 

@@ -93,7 +93,7 @@ impl SimFiles {
         self.lock_world().capacity_bytes = bytes;
     }
 
-    /// The bytes of all files.
+    /// The bytes of all files that have a name.
     pub fn used_bytes(&self) -> u64 {
         self.lock_world().used_bytes()
     }
@@ -153,7 +153,8 @@ impl World {
     }
 
     fn used_bytes(&self) -> u64 {
-        self.inodes.values().map(|inode| inode.live.len() as u64).sum()
+        let named: BTreeSet<&u64> = self.names.values().collect();
+        named.iter().map(|inode| self.inodes[inode].live.len() as u64).sum()
     }
 
     fn point(&mut self, path: &Path, inode: Option<u64>) {
@@ -178,7 +179,8 @@ impl World {
         self.down = false;
         self.dies_at = None;
         let named: BTreeSet<u64> = self.names.values().copied().collect();
-        let older: BTreeSet<u64> = self.unsynced_names.values().flatten().flatten().copied().collect();
+        let older: BTreeSet<u64> =
+            self.unsynced_names.values().flatten().flatten().copied().collect();
         self.inodes.retain(|inode, _| named.contains(inode) || older.contains(inode));
     }
 

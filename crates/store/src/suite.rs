@@ -12,8 +12,8 @@ use futures::StreamExt;
 use stdx::Env;
 
 use crate::{
-    Compare, Error, Event, EventKind, KeyValue, LeaseId, Op, Range, RangeResult, Revision, Store, Txn,
-    TxnResult, Watch, WatchBatch, WatchRequest,
+    Compare, Error, Event, EventKind, KeyValue, LeaseId, Op, Range, RangeResult, Revision, Store,
+    Txn, TxnResult, Watch, WatchBatch, WatchRequest,
 };
 
 type Case = (&'static str, fn(Context) -> Pin<Box<dyn Future<Output = ()> + Send>>);
@@ -52,7 +52,8 @@ const CASES: &[Case] = cases![
 /// Runs every case on a store that holds nothing yet.
 pub async fn run(env: &Env, store: Arc<dyn Store>) {
     for (name, case) in CASES {
-        let context = Context { env: env.clone(), store: store.clone(), prefix: format!("/{name}/") };
+        let context =
+            Context { env: env.clone(), store: store.clone(), prefix: format!("/{name}/") };
         let running = Running(name);
         case(context).await;
         std::mem::forget(running);
@@ -163,7 +164,8 @@ impl Context {
     }
 
     fn line(&self, event: &Event) -> String {
-        let was = event.previous.as_ref().map_or(String::new(), |p| format!(" was {}", text(&p.value)));
+        let was =
+            event.previous.as_ref().map_or(String::new(), |p| format!(" was {}", text(&p.value)));
         let name = self.name(&event.key);
         match (event.kind, &event.current) {
             (EventKind::Put, Some(current)) => {
@@ -192,7 +194,8 @@ async fn first_write_has_revision_two(c: Context) {
 }
 
 async fn create_update_delete(c: Context) {
-    let TxnResult::Written { revision: created, previous: None } = c.txn(Txn::create(c.key("a"), "1")).await
+    let TxnResult::Written { revision: created, previous: None } =
+        c.txn(Txn::create(c.key("a"), "1")).await
     else {
         panic!("not created")
     };
@@ -201,7 +204,10 @@ async fn create_update_delete(c: Context) {
         panic!("not updated: {result:?}")
     };
     assert_eq!(updated, created + 1);
-    assert_eq!((text(&previous.value), previous.mod_revision, previous.version), ("1".into(), created, 1));
+    assert_eq!(
+        (text(&previous.value), previous.mod_revision, previous.version),
+        ("1".into(), created, 1)
+    );
     let item = c.get("a").await.unwrap();
     let expected = KeyValue {
         key: c.key("a"),
@@ -267,9 +273,14 @@ async fn ranges_are_ordered_limited_and_counted(c: Context) {
     }
     c.delete("c").await;
     let newest = c.store.current_revision().await.unwrap();
-    let names = |result: &RangeResult| -> Vec<String> { result.items.iter().map(|i| c.name(&i.key)).collect() };
+    let names = |result: &RangeResult| -> Vec<String> {
+        result.items.iter().map(|i| c.name(&i.key)).collect()
+    };
     let all = c.range(c.all()).await;
-    assert_eq!((names(&all), all.count, all.revision), (vec!["a".into(), "ab".into(), "b".into(), "b/x".into()], 4, newest));
+    assert_eq!(
+        (names(&all), all.count, all.revision),
+        (vec!["a".into(), "ab".into(), "b".into(), "b/x".into()], 4, newest)
+    );
     let limited = c.range(Range { limit: 2, ..c.all() }).await;
     assert_eq!((names(&limited), limited.count), (vec!["a".into(), "ab".into()], 4));
     let bare = c.range(Range { keys_only: true, ..c.all() }).await;
@@ -281,7 +292,8 @@ async fn ranges_are_ordered_limited_and_counted(c: Context) {
     assert_eq!(c.range(nothing).await.count, 0);
     let single = c.range(Range::key(c.key("b"))).await;
     assert_eq!((names(&single), single.count), (vec!["b".into()], 1));
-    let open = Range { start: c.key("b/x"), end: Some(Bytes::from_static(b"\0")), ..Range::default() };
+    let open =
+        Range { start: c.key("b/x"), end: Some(Bytes::from_static(b"\0")), ..Range::default() };
     assert_eq!(c.range(open).await.items[0].key, c.key("b/x"));
 }
 
@@ -329,7 +341,11 @@ async fn a_watch_sees_its_range_in_order(c: Context) {
     let mut watch = c.watch(0).await;
     assert_eq!(watch.revision, newest);
     let first = c.put("a", "1").await;
-    let outside = Op::Put { key: Bytes::from(format!("{}~", c.prefix.trim_end_matches('/'))), value: "1".into(), lease: None };
+    let outside = Op::Put {
+        key: Bytes::from(format!("{}~", c.prefix.trim_end_matches('/'))),
+        value: "1".into(),
+        lease: None,
+    };
     c.txn(Txn { compares: vec![], then: outside }).await;
     c.put("a", "2").await;
     c.delete("a").await;
@@ -339,7 +355,10 @@ async fn a_watch_sees_its_range_in_order(c: Context) {
     let revisions: Vec<_> = events.iter().map(|e| e.revision - first).collect();
     assert_eq!(revisions, [0, 2, 3, 4]);
     let previous = events[1].previous.clone().unwrap();
-    assert_eq!((previous.create_revision, previous.mod_revision, previous.version), (first, first, 1));
+    assert_eq!(
+        (previous.create_revision, previous.mod_revision, previous.version),
+        (first, first, 1)
+    );
     let current = events[1].current.clone().unwrap();
     assert_eq!((current.create_revision, current.version), (first, 2));
 }
@@ -387,7 +406,8 @@ async fn a_watch_from_the_future_skips_what_is_before(c: Context) {
 
 async fn a_quiet_watch_tells_its_progress(c: Context) {
     let quiet = Bytes::from(format!("{}quiet", c.prefix));
-    let request = WatchRequest { start: quiet.clone(), end: Some(crate::prefix_end(&quiet)), from: 0 };
+    let request =
+        WatchRequest { start: quiet.clone(), end: Some(crate::prefix_end(&quiet)), from: 0 };
     let mut watch = c.watch_range(request).await;
     let newest = c.put("busy", "1").await;
     watch.progress.request();
@@ -496,7 +516,10 @@ async fn an_overwritten_key_leaves_its_lease(c: Context) {
 
 async fn an_unknown_lease_is_refused(c: Context) {
     let unknown = LeaseId(123_456_789);
-    let put = |compares| Txn { compares, then: Op::Put { key: c.key("a"), value: "1".into(), lease: Some(unknown) } };
+    let put = |compares| Txn {
+        compares,
+        then: Op::Put { key: c.key("a"), value: "1".into(), lease: Some(unknown) },
+    };
     let result = c.store.txn(put(vec![])).await;
     assert!(matches!(result, Err(Error::LeaseNotFound(id)) if id == unknown), "{result:?}");
     let fails = vec![Compare::ModRevision { key: c.key("a"), revision: 7 }];
@@ -515,14 +538,19 @@ async fn compaction_forgets_what_is_before(c: Context) {
         let result = c.store.range(Range { revision, ..c.all() }).await;
         match result {
             Ok(_) => assert!(readable, "revision {revision} is still readable"),
-            Err(Error::Compacted { compacted }) => assert_eq!((compacted, readable), (three, false)),
+            Err(Error::Compacted { compacted }) => {
+                assert_eq!((compacted, readable), (three, false))
+            }
             Err(other) => panic!("{other:?}"),
         }
     }
     assert_eq!(c.pairs_at(three).await, pairs(&[("a", "2"), ("b", "1")]));
     let mut late = c.watch(three - 1).await;
     let ended = c.next(&mut late).await;
-    assert!(matches!(ended, Err(Error::Compacted { compacted }) if compacted == three), "{ended:?}");
+    assert!(
+        matches!(ended, Err(Error::Compacted { compacted }) if compacted == three),
+        "{ended:?}"
+    );
     assert!(late.events.next().await.is_none());
     let mut kept = c.watch(three + 1).await;
     let events = c.events(&mut kept, 2).await;
@@ -530,7 +558,10 @@ async fn compaction_forgets_what_is_before(c: Context) {
     let mut at = c.watch(three).await;
     assert_eq!(c.events(&mut at, 3).await[0].revision, three);
     let again = c.store.compact(three).await;
-    assert!(matches!(again, Err(Error::Compacted { compacted }) if compacted == three), "{again:?}");
+    assert!(
+        matches!(again, Err(Error::Compacted { compacted }) if compacted == three),
+        "{again:?}"
+    );
     let ahead = c.store.compact(five + 100).await;
     assert!(matches!(ahead, Err(Error::Future { current, .. }) if current == five), "{ahead:?}");
     c.put("a", "4").await;

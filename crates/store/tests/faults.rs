@@ -15,7 +15,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use stdx::{Env, env::simulate};
 use store::{
-    Compare, Error, Event, KeyValue, LeaseId, Op, Range, Revision, Store, Txn, TxnResult, WatchRequest,
+    Compare, Error, Event, KeyValue, LeaseId, Op, Range, Revision, Store, Txn, TxnResult,
+    WatchRequest,
     embedded::{Embedded, Options},
     sim::SimFiles,
 };
@@ -50,7 +51,10 @@ fn nothing_acknowledged_is_lost() {
         std::mem::forget(named);
     }
     println!("{count} seeds: {total:?}");
-    assert!(count < 100 || total.exercised(), "the simulation misses what it is there for: {total:?}");
+    assert!(
+        count < 100 || total.exercised(),
+        "the simulation misses what it is there for: {total:?}"
+    );
 }
 
 #[test]
@@ -97,8 +101,15 @@ impl Totals {
 
     fn exercised(&self) -> bool {
         let all = [
-            self.acknowledged, self.unknown, self.appeared, self.no_space, self.expired,
-            self.checkpoints, self.died_while_opening, self.delivered, self.compacted_watches,
+            self.acknowledged,
+            self.unknown,
+            self.appeared,
+            self.no_space,
+            self.expired,
+            self.checkpoints,
+            self.died_while_opening,
+            self.delivered,
+            self.compacted_watches,
         ];
         all.iter().all(|&count| count > 0)
     }
@@ -145,7 +156,7 @@ fn run(seed: u64) -> (Totals, String) {
 
 /// Opens, checks, works until the machine goes down. The last life ends in peace.
 async fn live(env: &Env, files: &Arc<SimFiles>, model: &Shared, last: bool) {
-    if !last && env.random_u64() % 4 == 0 {
+    if !last && env.random_u64().is_multiple_of(4) {
         files.die_after(1 + env.random_u64() % 25);
     }
     let store = match Embedded::open(env, Path::new(DIR), OPTIONS).await {
@@ -234,7 +245,10 @@ impl Model {
                 None => {
                     let value = state.get(key).expect("a deletion deletes something");
                     let expired = self.leased.contains(value);
-                    assert!(expired || self.unknown_deletes.contains(value), "nobody deleted {value:?}");
+                    assert!(
+                        expired || self.unknown_deletes.contains(value),
+                        "nobody deleted {value:?}"
+                    );
                     self.totals.expired += usize::from(expired);
                 }
             }
@@ -288,7 +302,10 @@ async fn watch(store: Arc<Embedded>, model: Shared) {
     let Ok(mut watch) = store.watch(everything(from)).await else { return };
     while let Some(item) = watch.events.next().await {
         let Ok(batch) = item else {
-            assert!(!matches!(item, Err(Error::Compacted { .. })), "nothing is compacted before it was seen");
+            assert!(
+                !matches!(item, Err(Error::Compacted { .. })),
+                "nothing is compacted before it was seen"
+            );
             return;
         };
         let mut model = model.lock().unwrap();
@@ -298,7 +315,10 @@ async fn watch(store: Arc<Embedded>, model: Shared) {
             let (key, value) = write_of(event);
             // An expiry has no answer, so the watch is the first to tell.
             let told = model.history.contains_key(&event.revision);
-            if value.is_none() && !told && event.previous.as_ref().is_some_and(|p| p.lease.is_some()) {
+            if value.is_none()
+                && !told
+                && event.previous.as_ref().is_some_and(|p| p.lease.is_some())
+            {
                 model.totals.expired += 1;
             }
             model.totals.delivered += 1;
@@ -336,7 +356,7 @@ async fn watch_slowly(env: Env, store: Arc<Embedded>, model: Shared) {
             }
             Err(_) => return,
         }
-        if env.random_u64() % 8 == 0 {
+        if env.random_u64().is_multiple_of(8) {
             env.sleep(Duration::from_millis(800)).await;
         }
     }
@@ -354,13 +374,13 @@ impl World {
     async fn write(self) {
         let mut lease = None;
         for n in 0.. {
-            if self.env.random_u64() % 8 == 0 {
+            if self.env.random_u64().is_multiple_of(8) {
                 lease = self.lease().await;
             }
             if !self.write_one(n, lease).await {
                 return;
             }
-            if self.env.random_u64() % 2 == 0 {
+            if self.env.random_u64().is_multiple_of(2) {
                 self.env.sleep(Duration::from_millis(self.env.random_u64() % 300)).await;
             }
         }
@@ -379,7 +399,7 @@ impl World {
         let Ok(current) = self.store.range(Range::key(key.clone())).await else { return false };
         let current = current.items.into_iter().next();
         let revision = current.as_ref().map_or(0, |item| item.mod_revision);
-        let deletes = current.is_some() && self.env.random_u64() % 5 == 0;
+        let deletes = current.is_some() && self.env.random_u64().is_multiple_of(5);
         let life = self.env.now();
         let mut value = format!("{}-{n}-{life:?} ", self.writer).into_bytes();
         value.resize(value.len() + (self.env.random_u64() % 1500) as usize, b'v');

@@ -58,7 +58,10 @@ fn worthwhile(inner: &Inner, compacted: Revision) -> bool {
 
 /// Segments whose every record is older than `compacted`. The record of that revision itself is
 /// kept: a watch may start there.
-fn doomed_segments(files: &std::collections::BTreeMap<u32, SegmentFile>, compacted: Revision) -> Vec<u32> {
+fn doomed_segments(
+    files: &std::collections::BTreeMap<u32, SegmentFile>,
+    compacted: Revision,
+) -> Vec<u32> {
     let segments: Vec<_> = files.range(..CHECKPOINT_NUMBER).collect();
     let pairs = segments.windows(2);
     pairs.take_while(|pair| pair[1].1.start < compacted).map(|pair| *pair[0].0).collect()
@@ -157,7 +160,8 @@ impl<'a> Checkpoint<'a> {
 
     async fn flush(&mut self) -> Result<(), Error> {
         let mut batch = std::mem::replace(&mut self.batch, Batch::new());
-        let (file, offset, sequence, salt) = (self.file.clone(), self.offset, self.sequence, self.salt);
+        let (file, offset, sequence, salt) =
+            (self.file.clone(), self.offset, self.sequence, self.salt);
         let write = move || -> io::Result<u64> {
             let payload_end = batch.len();
             let bytes = batch.seal(sequence, salt, payload_end, BLOCK_BYTES);

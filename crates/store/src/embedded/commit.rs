@@ -35,10 +35,17 @@ pub struct Request {
 #[derive(Debug)]
 pub enum Work {
     Txn(Txn),
-    Grant { id: i64, ttl_seconds: i64 },
+    Grant {
+        id: i64,
+        ttl_seconds: i64,
+    },
     /// Ends a lease and deletes its keys.
-    Expire { id: i64 },
-    Compact { revision: Revision },
+    Expire {
+        id: i64,
+    },
+    Compact {
+        revision: Revision,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -126,7 +133,9 @@ fn batch_length(waiting: &[Request]) -> usize {
     for (at, request) in waiting.iter().enumerate() {
         match &request.work {
             Work::Expire { .. } => return at.max(1),
-            Work::Txn(Txn { then: Op::Put { key, value, .. }, .. }) => bytes += key.len() + value.len(),
+            Work::Txn(Txn { then: Op::Put { key, value, .. }, .. }) => {
+                bytes += key.len() + value.len()
+            }
             _ => {}
         }
         if bytes > BATCH_BYTES {
@@ -148,7 +157,11 @@ impl Plan {
         };
         let failed = inner.check().is_err();
         for work in works {
-            let answer = if failed { inner.check().map(|()| Reply::Done) } else { plan.add(inner, &state, work) };
+            let answer = if failed {
+                inner.check().map(|()| Reply::Done)
+            } else {
+                plan.add(inner, &state, work)
+            };
             plan.answers.push(answer);
         }
         plan
@@ -207,7 +220,13 @@ impl Plan {
         Ok(TxnResult::Written { revision: self.revision, previous })
     }
 
-    fn put(&mut self, key: Bytes, value: Bytes, lease: Option<LeaseId>, previous: Option<&KeyValue>) {
+    fn put(
+        &mut self,
+        key: Bytes,
+        value: Bytes,
+        lease: Option<LeaseId>,
+        previous: Option<&KeyValue>,
+    ) {
         self.revision += 1;
         let revision = self.revision;
         let id = lease.map_or(0, |lease| lease.0);

@@ -117,7 +117,14 @@ impl State {
     }
 
     /// Writes a version and gives its event.
-    pub fn put(&mut self, revision: Revision, key: &[u8], value: Bytes, lease: i64, place: Place) -> Event {
+    pub fn put(
+        &mut self,
+        revision: Revision,
+        key: &[u8],
+        value: Bytes,
+        lease: i64,
+        place: Place,
+    ) -> Event {
         let prior = self.replace(revision, key, Some(value), lease, place);
         self.event(revision, key, prior)
     }
@@ -288,7 +295,8 @@ impl State {
         let first = self.events.partition_point(|(revision, _)| *revision < from);
         let (mut bytes, mut last) = (0, 0);
         for (scanned, (revision, key)) in self.events.range(first..).enumerate() {
-            let full = found.len() >= limits.events || bytes >= limits.bytes || scanned >= limits.scanned;
+            let full =
+                found.len() >= limits.events || bytes >= limits.bytes || scanned >= limits.scanned;
             if full && *revision != last {
                 return (found, Some(*revision));
             }
@@ -344,7 +352,12 @@ impl State {
     }
 
     /// The versions that a checkpoint as of `at` holds, from a key on.
-    pub fn versions_at(&self, at: Revision, start: &Bytes, keys: usize) -> (Vec<(Meta, Found)>, Option<Bytes>) {
+    pub fn versions_at(
+        &self,
+        at: Revision,
+        start: &Bytes,
+        keys: usize,
+    ) -> (Vec<(Meta, Found)>, Option<Bytes>) {
         let mut found = Vec::new();
         for (walked, (key, history)) in self.keys.range(start.clone()..).enumerate() {
             if walked == keys {
@@ -480,8 +493,10 @@ fn item(key: &Bytes, version: &Version) -> KeyValue {
     }
 }
 
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// `None` for a range that holds no key.
-fn bounds<'a>(start: &'a Bytes, end: Option<&'a Bytes>) -> Option<(Bound<&'a [u8]>, Bound<&'a [u8]>)> {
+fn bounds<'a>(start: &'a Bytes, end: Option<&'a Bytes>) -> Option<Bounds<'a>> {
     let upper = match end.map(|end| &end[..]) {
         None => Bound::Included(&start[..]),
         Some(b"\0") => Bound::Unbounded,
@@ -500,12 +515,19 @@ mod tests {
     }
 
     fn put(state: &mut State, revision: Revision, key: &str, value: &str) -> Event {
-        state.put(revision, key.as_bytes(), Bytes::copy_from_slice(value.as_bytes()), 0, Place::default())
+        state.put(
+            revision,
+            key.as_bytes(),
+            Bytes::copy_from_slice(value.as_bytes()),
+            0,
+            Place::default(),
+        )
     }
 
     fn read(state: &State, at: Revision) -> Vec<(String, String)> {
         let end = Bytes::from_static(b"\0");
-        let mut walk = Walk { end: Some(&end), at, limit: 0, keys_only: false, found: vec![], count: 0 };
+        let mut walk =
+            Walk { end: Some(&end), at, limit: 0, keys_only: false, found: vec![], count: 0 };
         assert_eq!(state.scan(&mut walk, &Bytes::from_static(b"a"), usize::MAX), None);
         let text = |b: &Bytes| String::from_utf8_lossy(b).into_owned();
         walk.found.iter().map(|f| (text(&f.item.key), text(&f.item.value))).collect()

@@ -66,14 +66,24 @@ pub enum AppendError {
 }
 
 impl LogWriter {
-    pub fn new(env: Env, dir: PathBuf, segment_bytes: u64, next: Next, lock: Arc<dyn File>) -> Self {
+    pub fn new(
+        env: Env,
+        dir: PathBuf,
+        segment_bytes: u64,
+        next: Next,
+        lock: Arc<dyn File>,
+    ) -> Self {
         let Next { sequence, number } = next;
         let segment_bytes = segment_bytes.next_multiple_of(4096);
         Self { env, dir, segment_bytes, sequence, next_number: number, current: None, _lock: lock }
     }
 
     /// Makes a batch durable. `revision` is the newest one before it.
-    pub fn append(&mut self, batch: &mut Batch, revision: Revision) -> Result<Appended, AppendError> {
+    pub fn append(
+        &mut self,
+        batch: &mut Batch,
+        revision: Revision,
+    ) -> Result<Appended, AppendError> {
         let payload_end = batch.len();
         let full = |s: &Segment| s.closed || s.offset + payload_end as u64 > self.segment_bytes;
         let mut opened = None;

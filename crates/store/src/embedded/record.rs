@@ -21,16 +21,42 @@ const RECORD_HEADER_BYTES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
     /// Opens a segment. `revision` is the newest one written before it.
-    Segment { number: u32, revision: Revision },
-    Put { revision: Revision, lease: i64, key: &'a [u8], value: &'a [u8] },
-    Delete { revision: Revision, key: &'a [u8] },
-    Grant { id: i64, ttl_seconds: i64, deadline_ms: i64 },
-    Revoke { id: i64 },
-    Compact { revision: Revision },
+    Segment {
+        number: u32,
+        revision: Revision,
+    },
+    Put {
+        revision: Revision,
+        lease: i64,
+        key: &'a [u8],
+        value: &'a [u8],
+    },
+    Delete {
+        revision: Revision,
+        key: &'a [u8],
+    },
+    Grant {
+        id: i64,
+        ttl_seconds: i64,
+        deadline_ms: i64,
+    },
+    Revoke {
+        id: i64,
+    },
+    Compact {
+        revision: Revision,
+    },
     /// One live version in a checkpoint.
-    Version { meta: Meta, key: &'a [u8], value: &'a [u8] },
+    Version {
+        meta: Meta,
+        key: &'a [u8],
+        value: &'a [u8],
+    },
     /// Closes a checkpoint of `count` versions, the state as of `revision`.
-    End { revision: Revision, count: i64 },
+    End {
+        revision: Revision,
+        count: i64,
+    },
 }
 
 /// The numbers of one version of one key. All zero but `mod_revision` for a deletion.
@@ -51,7 +77,9 @@ impl<'a> Record<'a> {
             Self::Segment { number, revision } => {
                 (1, [i64::from(number), revision, 0, 0], 2, NONE, NONE)
             }
-            Self::Put { revision, lease, key, value } => (2, [revision, lease, 0, 0], 2, key, value),
+            Self::Put { revision, lease, key, value } => {
+                (2, [revision, lease, 0, 0], 2, key, value)
+            }
             Self::Delete { revision, key } => (3, [revision, 0, 0, 0], 1, key, NONE),
             Self::Grant { id, ttl_seconds, deadline_ms } => {
                 (4, [id, ttl_seconds, deadline_ms, 0], 3, NONE, NONE)
@@ -75,7 +103,11 @@ impl<'a> Record<'a> {
             6 => Self::Compact { revision: n[0] },
             7 => {
                 let [mod_revision, create_revision, version, lease] = n;
-                Self::Version { meta: Meta { mod_revision, create_revision, version, lease }, key, value }
+                Self::Version {
+                    meta: Meta { mod_revision, create_revision, version, lease },
+                    key,
+                    value,
+                }
             }
             8 => Self::End { revision: n[0], count: n[1] },
             _ => return None,
@@ -128,7 +160,13 @@ impl Batch {
 
     /// The finished bytes, padded to a multiple of `block_bytes`. May be called again with other
     /// numbers when the first ones could not be written.
-    pub fn seal(&mut self, sequence: u64, salt: u64, payload_end: usize, block_bytes: usize) -> &[u8] {
+    pub fn seal(
+        &mut self,
+        sequence: u64,
+        salt: u64,
+        payload_end: usize,
+        block_bytes: usize,
+    ) -> &[u8] {
         self.0.truncate(payload_end);
         let payload_bytes = (payload_end - HEADER_BYTES) as u32;
         let header = Header { payload_bytes, sequence, salt };
@@ -235,7 +273,8 @@ mod tests {
 
     #[test]
     fn arbitrary_bytes_never_panic() {
-        let mut bytes: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let mut bytes: Vec<u8> =
+            (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         for start in 0..1024 {
             bytes[start] = 12;
             assert_eq!(decode(&bytes[start..]), None);

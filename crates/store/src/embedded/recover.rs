@@ -104,7 +104,9 @@ impl Recovery<'_> {
                         let deadline = deadline(self.env, now_ms, ttl_seconds, deadline_ms);
                         self.state.grant(id, ttl_seconds, deadline_ms, deadline);
                     }
-                    Record::End { revision: end, count } if end == revision && count == versions => {
+                    Record::End { revision: end, count }
+                        if end == revision && count == versions =>
+                    {
                         ended = true;
                     }
                     _ => return Err(broken("a record does not belong there")),
@@ -173,7 +175,9 @@ impl Recovery<'_> {
             return Err(self.corrupt(format!("segment {number}: it opens with no number")));
         };
         if own_number != number || (!first && header.sequence != self.next.sequence) {
-            return Err(self.corrupt(format!("segment {number}: it does not follow the one before")));
+            return Err(
+                self.corrupt(format!("segment {number}: it does not follow the one before"))
+            );
         }
         let reaches = if self.base > 0 { start < self.base } else { start <= 1 };
         if first && !reaches {
@@ -220,7 +224,8 @@ impl Recovery<'_> {
 
     fn replay(&mut self, record: Record<'_>, place: Place) -> Result<(), Error> {
         match record {
-            Record::Put { revision, .. } | Record::Delete { revision, .. } if revision < self.base => {}
+            Record::Put { revision, .. } | Record::Delete { revision, .. }
+                if revision < self.base => {}
             Record::Put { revision, key, .. } | Record::Delete { revision, key }
                 if revision == self.base =>
             {
@@ -289,7 +294,11 @@ fn owned_segment(record: Record<'_>) -> Option<(u32, Revision)> {
 }
 
 /// The records of a payload with their places; a `None` ends them where one is malformed.
-fn records(payload: &[u8], at: u64, segment: u32) -> impl Iterator<Item = Option<(Record<'_>, Place)>> {
+fn records(
+    payload: &[u8],
+    at: u64,
+    segment: u32,
+) -> impl Iterator<Item = Option<(Record<'_>, Place)>> {
     let mut offset = 0;
     std::iter::from_fn(move || {
         if offset >= payload.len() {

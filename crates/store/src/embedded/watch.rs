@@ -215,7 +215,12 @@ impl Cursor {
         let mut founds = Vec::with_capacity(found.len() * 2);
         let mut shapes = Vec::with_capacity(found.len());
         for event in found {
-            shapes.push((event.revision, event.key, event.current.is_some(), event.previous.is_some()));
+            shapes.push((
+                event.revision,
+                event.key,
+                event.current.is_some(),
+                event.previous.is_some(),
+            ));
             founds.extend(event.current);
             founds.extend(event.previous);
         }
