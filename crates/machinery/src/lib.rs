@@ -9,11 +9,15 @@
 //! objects encode to equal bytes.
 
 pub mod codec;
+pub mod defaults;
+pub mod fields;
 pub mod json;
 pub mod object;
 pub mod scalars;
+pub mod selector;
 mod shape;
 pub mod typed;
+pub mod validation;
 pub mod value;
 pub mod yaml;
 
