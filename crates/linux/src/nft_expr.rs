@@ -31,6 +31,15 @@ pub enum Expr {
         key: CtKey,
         to: Reg,
     },
+    /// A part of the connection's first packet as it came, before translation.
+    CtOriginal {
+        key: CtOriginalKey,
+        to: Reg,
+    },
+    /// The connection's mark, which a nat chain may use to keep a number between rules.
+    SetCtMark {
+        from: Reg,
+    },
     /// The kind of an address as the routing table sees it ([`ADDRESS_LOCAL`] and the like).
     AddressType {
         of: Side,
@@ -121,6 +130,15 @@ pub enum CtKey {
     State = 0,
     /// A bit set with [`CT_STATUS_DNAT`].
     Status = 2,
+    Mark = 3,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CtOriginalKey {
+    /// TCP's, UDP's or SCTP's destination port.
+    DestinationPort = 12,
+    DestinationIpv4 = 20,
+    DestinationIpv6 = 22,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +175,8 @@ pub enum Update {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
     TcpReset,
-    PortUnreachable,
+    /// By ICMP; the table's family says which.
+    PortUnreachable(Family),
 }
 
 pub const CT_INVALID: u32 = 1;
@@ -200,7 +219,7 @@ fn name(expr: &Expr) -> &'static str {
     match expr {
         Expr::Payload { .. } => "payload",
         Expr::Meta { .. } | Expr::SetMark { .. } => "meta",
-        Expr::Ct { .. } => "ct",
+        Expr::Ct { .. } | Expr::CtOriginal { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::AddressType { .. } => "fib",
         Expr::Immediate { .. } | Expr::Verdict(_) => "immediate",
         Expr::Compare { .. } => "cmp",
@@ -230,6 +249,13 @@ fn encode(data: &mut Message, expr: &Expr) {
         }
         Expr::Ct { key, to } => {
             data.be32(1, to.number()).be32(2, *key as u32);
+        }
+        Expr::CtOriginal { key, to } => {
+            const ORIGINAL: u8 = 0;
+            data.be32(1, to.number()).be32(2, *key as u32).attr(3, &[ORIGINAL]);
+        }
+        Expr::SetCtMark { from } => {
+            data.be32(2, CtKey::Mark as u32).be32(4, from.number());
         }
         Expr::AddressType { of, to } => {
             const RESULT_ADDRESS_TYPE: u32 = 3;
@@ -283,10 +309,14 @@ fn encode(data: &mut Message, expr: &Expr) {
         Expr::Reject(Reject::TcpReset) => {
             data.be32(1, 1);
         }
-        Expr::Reject(Reject::PortUnreachable) => {
-            const ICMPX: u32 = 2;
-            const ICMPX_PORT_UNREACHABLE: u8 = 1;
-            data.be32(1, ICMPX).attr(2, &[ICMPX_PORT_UNREACHABLE]);
+        Expr::Reject(Reject::PortUnreachable(family)) => {
+            // Each family's own code, or the neutral one that only `inet` tables know.
+            let (kind, code) = match family {
+                Family::Ipv4 => (0, 3),
+                Family::Ipv6 => (0, 4),
+                Family::Inet => (2, 1),
+            };
+            data.be32(1, kind).attr(2, &[code]);
         }
         Expr::Counter => {
             data.be64(1, 0).be64(2, 0);

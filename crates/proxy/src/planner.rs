@@ -14,7 +14,7 @@ use linux::{
 use crate::{
     model::{Protocol, ServiceKey},
     plan::{Frontend, Policy, PortPlan, ServicePlan, Target},
-    rules::{self, Pick, RulesConfig, admitted_key, chain_of, octets, sets},
+    rules::{self, Pick, RulesConfig, admitted_key, chain_of, octets, sets, source_chain_of},
 };
 
 /// The table of one address family as it should be and as the kernel has it.
@@ -27,6 +27,7 @@ pub struct Planner {
     claims: BTreeMap<Place, Vec<(ServiceKey, Value)>>,
     picks: BTreeMap<Pick, usize>,
     numbers: Numbers,
+    next_endpoint: u32,
     /// What the kernel holds at the places touched since the last transaction.
     touched: BTreeMap<Place, Option<Value>>,
     touched_picks: BTreeMap<Pick, bool>,
@@ -39,11 +40,17 @@ type Place = (&'static str, Key);
 struct Installed {
     plan: ServicePlan,
     numbers: BTreeMap<PortId, u32>,
+    /// Endpoints' own numbers, for ports with session affinity.
+    endpoints: BTreeMap<(u32, Target), u32>,
     elements: BTreeMap<Place, Value>,
     picks: BTreeSet<Pick>,
 }
 
 type PortId = (String, Protocol);
+
+/// Endpoints' own numbers lie above those of ports, and are not used again: what a client
+/// remembers of one that is gone leads nowhere.
+const FIRST_ENDPOINT: u32 = 1 << 31;
 
 /// Even numbers for Service ports; a number is used again only after its port is gone.
 struct Numbers {
@@ -60,6 +67,7 @@ impl Planner {
             claims: BTreeMap::new(),
             picks: BTreeMap::new(),
             numbers: Numbers { next: 2, free: Vec::new() },
+            next_endpoint: FIRST_ENDPOINT,
             touched: BTreeMap::new(),
             touched_picks: BTreeMap::new(),
         }
@@ -87,7 +95,8 @@ impl Planner {
         let mut new = Installed { numbers: self.assign(old.numbers, &plan), ..Default::default() };
         for port in &plan.ports {
             let number = new.numbers[&(port.name.clone(), port.protocol)];
-            new.elements.extend(elements(port, number, &plan));
+            self.number_endpoints(&old.endpoints, &mut new.endpoints, port, number);
+            new.elements.extend(elements(port, number, &plan, &new.endpoints));
             new.picks.extend(picks(port));
         }
         let addresses = plan.cluster_ips.iter().map(|ip| Key::one(octets(*ip)));
@@ -142,6 +151,27 @@ impl Planner {
 
     fn winner(&self, place: &Place) -> Option<&Value> {
         self.claims.get(place).map(|claims| &claims[0].1)
+    }
+
+    fn number_endpoints(
+        &mut self,
+        old: &BTreeMap<(u32, Target), u32>,
+        new: &mut BTreeMap<(u32, Target), u32>,
+        port: &PortPlan,
+        number: u32,
+    ) {
+        if port.affinity_seconds.unwrap_or(0) == 0 {
+            return;
+        }
+        for target in port.cluster.iter().chain(&port.local) {
+            let key = (number, *target);
+            new.entry(key).or_insert_with(|| {
+                old.get(&key).copied().unwrap_or_else(|| {
+                    self.next_endpoint = self.next_endpoint.wrapping_add(1).max(FIRST_ENDPOINT);
+                    self.next_endpoint
+                })
+            });
+        }
     }
 
     fn assign(
@@ -249,13 +279,19 @@ impl Changes {
 }
 
 /// Everything that one Service port puts into the sets.
-fn elements(port: &PortPlan, number: u32, plan: &ServicePlan) -> Vec<(Place, Value)> {
+fn elements(
+    port: &PortPlan,
+    number: u32,
+    plan: &ServicePlan,
+    endpoints: &BTreeMap<(u32, Target), u32>,
+) -> Vec<(Place, Value)> {
     let mut all = Vec::new();
     for frontend in &port.frontends {
         all.extend(frontend_elements(frontend, port.protocol, number, plan));
     }
-    for (local, targets) in [(false, &port.cluster), (true, &port.local)] {
-        all.extend(target_elements(port, local, number | u32::from(local), targets));
+    for (local, targets) in [(0, &port.cluster), (1, &port.local)] {
+        let own = |target: &Target| endpoints.get(&(number, *target)).copied();
+        all.extend(target_elements(port, number | local, targets, own));
     }
     for address in &port.hairpins {
         let bytes = octets(*address);
@@ -277,9 +313,11 @@ fn frontend_elements(
         policy => {
             let verdict = Value::Verdict(Verdict::Goto(chain_of(policy).to_owned()));
             let id = Value::Data(number.to_ne_bytes().to_vec());
+            let sources = Value::Verdict(Verdict::Goto(source_chain_of(policy).to_owned()));
             vec![
                 ((sets::FRONTENDS, Key::one(key.clone())), verdict),
                 ((sets::IDS, Key::one(key.clone())), id),
+                ((sets::SOURCES, Key::one(key.clone())), sources),
             ]
         }
     };
@@ -293,34 +331,37 @@ fn frontend_elements(
 
 fn target_elements(
     port: &PortPlan,
-    local: bool,
     number: u32,
     targets: &[Target],
+    own_number: impl Fn(&Target) -> Option<u32>,
 ) -> Vec<(Place, Value)> {
-    let Some(pick) = pick_of(port, local, targets) else { return Vec::new() };
+    let Some(pick) = pick_of(port, targets) else { return Vec::new() };
     let id = number.to_ne_bytes();
     let verdict = Value::Verdict(Verdict::Goto(pick.name()));
     let mut all = vec![((sets::PICKS, Key::one(id)), verdict)];
     for (slot, target) in targets.iter().enumerate() {
-        let place = Key::concat(&[&id, &(slot as u32).to_ne_bytes()]);
-        let (address, number) = (octets(target.address), target.port.to_be_bytes());
-        all.push(((sets::ENDPOINTS, place), Value::Data(concat(&[&address, &number]))));
-        if pick.affinity_seconds > 0 {
-            all.push(((sets::LIVE, Key::concat(&[&id, &address, &number])), Value::None));
+        let slot = Key::concat(&[&id, &(slot as u32).to_ne_bytes()]);
+        let (address, port) = (octets(target.address), target.port.to_be_bytes());
+        let destination = Value::Data(concat(&[&address, &port]));
+        match own_number(target).map(u32::to_ne_bytes) {
+            None => all.push(((sets::ENDPOINTS, slot), destination)),
+            Some(own) => all.extend([
+                ((sets::SLOTS, slot), Value::Data(own.to_vec())),
+                ((sets::NUMBERS, Key::one(own)), Value::None),
+                ((sets::LIVE, Key::one(own)), destination),
+            ]),
         }
     }
     all
 }
 
 fn picks(port: &PortPlan) -> impl Iterator<Item = Pick> {
-    [(false, &port.cluster), (true, &port.local)]
-        .into_iter()
-        .filter_map(|(local, targets)| pick_of(port, local, targets))
+    [&port.cluster, &port.local].into_iter().filter_map(|targets| pick_of(port, targets))
 }
 
-fn pick_of(port: &PortPlan, local: bool, targets: &[Target]) -> Option<Pick> {
+fn pick_of(port: &PortPlan, targets: &[Target]) -> Option<Pick> {
     let count = u32::try_from(targets.len()).ok().filter(|count| *count > 0)?;
-    Some(Pick { count, local, affinity_seconds: port.affinity_seconds.unwrap_or(0) })
+    Some(Pick { count, affinity_seconds: port.affinity_seconds.unwrap_or(0) })
 }
 
 #[cfg(test)]
@@ -389,10 +430,13 @@ mod tests {
         (0..count)
             .map(|slot| {
                 let place = Key::concat(&[id, &slot.to_ne_bytes()]);
-                match &ruleset.sets[sets::ENDPOINTS].elements[&place] {
-                    Value::Data(target) => target.clone(),
-                    other => panic!("an endpoint is data, not {other:?}"),
-                }
+                let data = |set: &str, key: &Key| match ruleset.sets[set].elements.get(key) {
+                    Some(Value::Data(target)) => Some(target.clone()),
+                    _ => None,
+                };
+                data(sets::ENDPOINTS, &place)
+                    .or_else(|| data(sets::LIVE, &Key::one(data(sets::SLOTS, &place)?)))
+                    .expect("every slot leads to an endpoint")
             })
             .collect()
     }

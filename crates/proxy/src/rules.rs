@@ -3,21 +3,28 @@
 //! A new connection takes this way, each step one hash lookup whatever the cluster's size:
 //!
 //! ```text
-//! address . protocol . port ─▶ frontends: policy chain ─▶ ids: the port's number
-//!                                         (marks for masquerade)      │
-//!            endpoints: number . slot ◀── pick-N: random slot ◀── picks: number
-//!                    └▶ DNAT
+//! prerouting, output   address . protocol . port ─▶ ids: the port's number, kept as ct mark
+//!                      address . protocol . port ─▶ frontends: a policy's chain
+//!                      number ─▶ picks: pick-N
+//!                      number . random slot ─▶ endpoints: DNAT
+//! postrouting          original address . protocol . port ─▶ sources: masquerade or not
 //! ```
 //!
 //! Chains exist per number of endpoints, not per Service: an endpoint that comes or goes changes
 //! elements of maps alone. Even numbers list a port's endpoints anywhere, the odd number beside
-//! lists those of this node. Packets of established connections never come here.
+//! lists those of this node. With session affinity a slot leads to the endpoint's own number,
+//! which `affinity` remembers for the client and `live` leads to the endpoint, so that a client
+//! of an endpoint that is gone is drawn anew. Packets of established connections never come here.
+//!
+//! Every rule is one that the `nft` program can show: values that pass from one lookup to
+//! the next rest in the connection's mark (which is cleared when the connection leaves), never in
+//! a bare register. A connection to a port with session affinity loses its packet mark.
 
 use linux::{
     nft::Family,
     nft_expr::{
-        ADDRESS_LOCAL, CT_INVALID, CT_NEW, CT_STATUS_DNAT, CtKey, Expr, Found, Layer, MetaKey, Op,
-        Reg, Reject, Side, Update,
+        ADDRESS_LOCAL, CT_INVALID, CT_NEW, CT_STATUS_DNAT, CtKey, CtOriginalKey, Expr, Found,
+        Layer, MetaKey, Op, Reg, Reject, Side, Update,
     },
     nft_ruleset::{Chain, Field, Hook, Key, Kind, Rule, Ruleset, SetSpec, Value, Verdict, concat},
 };
@@ -25,9 +32,6 @@ use linux::{
 use ipnet::IpNet;
 
 use crate::plan::Policy;
-
-/// The bit of the packet mark that asks for masquerade, as kube-proxy's.
-pub const MASQUERADE_MARK: u32 = 0x4000;
 
 /// What the fixed part depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,10 +54,16 @@ pub mod sets {
     pub const PICKS: &str = "picks";
     /// number . slot → address . port.
     pub const ENDPOINTS: &str = "endpoints";
-    /// number . address . port, for ports with session affinity.
+    /// number . slot → an endpoint's own number, for ports with session affinity.
+    pub const SLOTS: &str = "slots";
+    /// The endpoints' own numbers.
+    pub const NUMBERS: &str = "numbers";
+    /// An endpoint's own number → address . port.
     pub const LIVE: &str = "live";
-    /// client . number → address . port, filled by rules.
+    /// client . number → an endpoint's own number, filled by rules.
     pub const AFFINITY: &str = "affinity";
+    /// original address . protocol . port → whether the client's address is kept.
+    pub const SOURCES: &str = "sources";
     /// address . protocol . port without endpoints.
     pub const REFUSED: &str = "refused";
     /// Cluster IPs, whose other ports are refused.
@@ -72,7 +82,6 @@ pub mod sets {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pick {
     pub count: u32,
-    pub local: bool,
     /// Session affinity's timeout; zero for none.
     pub affinity_seconds: u32,
 }
@@ -90,8 +99,6 @@ pub struct Layout {
 const AFFINITY_DEFAULT_MS: u64 = 10_800_000;
 /// Where endpoints are loaded; everything below holds keys.
 const TARGET: Reg = Reg(8);
-/// Right below [`TARGET`], so that both make one key of [`sets::LIVE`].
-const ID: Reg = Reg(7);
 
 impl Layout {
     /// # Panics
@@ -140,23 +147,22 @@ impl Layout {
         ]
     }
 
-    /// Loads the number of the packet's frontend at `to`.
-    fn id(self, local: bool, to: Reg) -> Vec<Expr> {
-        let mut exprs = self.frontend();
-        exprs.push(find(sets::IDS, Reg(0), Found::Data(to)));
-        if local {
-            let mask = (!1u32).to_ne_bytes().to_vec();
-            let xor = 1u32.to_ne_bytes().to_vec();
-            exprs.push(Expr::Bitwise { from: to, to, mask, xor });
-        }
-        exprs
+    /// Loads address . protocol . port that the connection was opened to at register 0.
+    fn original_frontend(self) -> Vec<Expr> {
+        let after = self.words();
+        let destination = match self.family {
+            Family::Ipv6 => CtOriginalKey::DestinationIpv6,
+            _ => CtOriginalKey::DestinationIpv4,
+        };
+        vec![
+            Expr::CtOriginal { key: destination, to: Reg(0) },
+            Expr::Meta { key: MetaKey::TransportProtocol, to: Reg(after) },
+            Expr::CtOriginal { key: CtOriginalKey::DestinationPort, to: Reg(after + 1) },
+        ]
     }
 
-    /// Goes to the chain that picks for the frontend.
-    fn go_pick(self, local: bool) -> Rule {
-        let mut exprs = self.id(local, ID);
-        exprs.push(find(sets::PICKS, ID, Found::Verdict));
-        Rule(exprs)
+    fn from_pod(self, found: Found) -> [Expr; 2] {
+        [self.source(Reg(0)), find(sets::POD_RANGES, Reg(0), found)]
     }
 
     fn dnat(self) -> Expr {
@@ -191,7 +197,7 @@ pub fn fixed(family: Family, config: &RulesConfig) -> Ruleset {
 fn set_specs(address: Field) -> Vec<(&'static str, SetSpec)> {
     let frontend = [address, Field::Protocol, Field::Port];
     let target = [address, Field::Port];
-    let mut affinity = SetSpec::map(&[address, Field::Mark], &target);
+    let mut affinity = SetSpec::map(&[address, Field::Mark], &[Field::Mark]);
     affinity.dynamic = true;
     affinity.timeout_ms = Some(AFFINITY_DEFAULT_MS);
     let admitted = [address, Field::Protocol, Field::Port, address];
@@ -200,7 +206,10 @@ fn set_specs(address: Field) -> Vec<(&'static str, SetSpec)> {
         (sets::IDS, SetSpec::map(&frontend, &[Field::Mark])),
         (sets::PICKS, SetSpec::verdict_map(&[Field::Mark])),
         (sets::ENDPOINTS, SetSpec::map(&[Field::Mark, Field::Mark], &target)),
-        (sets::LIVE, SetSpec::set(&[Field::Mark, address, Field::Port])),
+        (sets::SLOTS, SetSpec::map(&[Field::Mark, Field::Mark], &[Field::Mark])),
+        (sets::NUMBERS, SetSpec::set(&[Field::Mark])),
+        (sets::LIVE, SetSpec::map(&[Field::Mark], &target)),
+        (sets::SOURCES, SetSpec::verdict_map(&frontend)),
         (sets::AFFINITY, affinity),
         (sets::REFUSED, SetSpec::set(&frontend)),
         (sets::CLUSTER_IPS, SetSpec::set(&[address])),
@@ -226,7 +235,8 @@ fn chains(layout: Layout, config: &RulesConfig) -> Vec<(&'static str, Chain)> {
     const SOURCE_NAT: i32 = 100;
     let base = Chain::base;
     let go = |chain: &str| vec![Rule(vec![Expr::Verdict(Verdict::Jump(chain.to_owned()))])];
-    let invalid = if config.drop_invalid { vec![drop_invalid()] } else { Vec::new() };
+    let mut forward = go("refusal");
+    forward.extend(config.drop_invalid.then(drop_invalid));
     vec![
         (
             "translate-prerouting",
@@ -235,20 +245,20 @@ fn chains(layout: Layout, config: &RulesConfig) -> Vec<(&'static str, Chain)> {
         ("translate-output", base(Kind::Nat, Hook::Output, DESTINATION_NAT, go("services"))),
         ("admit-prerouting", base(Kind::Filter, Hook::Prerouting, BEFORE_NAT, go("admission"))),
         ("admit-output", base(Kind::Filter, Hook::Output, BEFORE_NAT, go("admission"))),
-        ("refuse-prerouting", base(Kind::Filter, Hook::Prerouting, FILTER, go("refusal"))),
+        ("refuse-input", base(Kind::Filter, Hook::Input, FILTER, go("refusal"))),
         ("refuse-output", base(Kind::Filter, Hook::Output, FILTER, go("refusal"))),
-        ("forward", base(Kind::Filter, Hook::Forward, FILTER, invalid)),
+        ("forward", base(Kind::Filter, Hook::Forward, FILTER, forward)),
         ("postrouting", base(Kind::Nat, Hook::Postrouting, SOURCE_NAT, postrouting(layout))),
-        ("services", Chain::of(vec![services(layout)])),
+        ("services", Chain::of(services(layout))),
         ("admission", Chain::of(admission(layout))),
         ("refusal", Chain::of(refusal(layout))),
-        (chain_of(Policy::Cluster), Chain::of(vec![mark_strangers(layout), layout.go_pick(false)])),
-        (
-            chain_of(Policy::ClusterLocal),
-            Chain::of(vec![mark_strangers(layout), layout.go_pick(true), drop_rule()]),
-        ),
-        (chain_of(Policy::External), Chain::of(vec![mark(Vec::new()), layout.go_pick(false)])),
+        (chain_of(Policy::Cluster), Chain::of(vec![go_pick()])),
+        (chain_of(Policy::ClusterLocal), Chain::of(vec![turn_local(), go_pick(), drop_rule()])),
+        (chain_of(Policy::External), Chain::of(vec![go_pick()])),
         (chain_of(Policy::ExternalLocal), Chain::of(external_local(layout))),
+        (KEEP_PODS, Chain::of(vec![clear_mark(), masquerade_if(&layout.from_pod(Found::Absent))])),
+        (KEEP_NONE, Chain::of(vec![clear_mark(), masquerade_if(&[])])),
+        (KEEP_OTHERS, Chain::of(vec![clear_mark(), masquerade_if(&from_node())])),
     ]
 }
 
@@ -263,67 +273,99 @@ pub fn chain_of(policy: Policy) -> &'static str {
     }
 }
 
-fn services(layout: Layout) -> Rule {
-    let mut exprs = layout.frontend();
-    exprs.push(find(sets::FRONTENDS, Reg(0), Found::Verdict));
-    Rule(exprs)
+/// Masquerades everything that does not come from a pod.
+const KEEP_PODS: &str = "sources-keep-pods";
+/// Masquerades everything.
+const KEEP_NONE: &str = "sources-keep-none";
+/// Masquerades what comes from the node itself, which may have picked another node's endpoint.
+const KEEP_OTHERS: &str = "sources-keep-others";
+
+/// The chain that treats the sources of a policy's connections.
+pub fn source_chain_of(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Cluster | Policy::ClusterLocal => KEEP_PODS,
+        Policy::External | Policy::Refuse => KEEP_NONE,
+        Policy::ExternalLocal => KEEP_OTHERS,
+    }
+}
+
+fn services(layout: Layout) -> Vec<Rule> {
+    let mut number = layout.frontend();
+    number.push(find(sets::IDS, Reg(0), Found::Data(TARGET)));
+    number.push(Expr::SetCtMark { from: TARGET });
+    let mut policy = layout.frontend();
+    policy.push(find(sets::FRONTENDS, Reg(0), Found::Verdict));
+    vec![Rule(number), Rule(policy)]
 }
 
 /// Pods and the node itself reach all endpoints through an address of policy `Local`; others
 /// only those of this node.
 fn external_local(layout: Layout) -> Vec<Rule> {
-    let mut from_pods = vec![layout.source(Reg(0)), find(sets::POD_RANGES, Reg(0), Found::Present)];
-    from_pods.extend(layout.go_pick(false).0);
-    let from_node = vec![
+    let anywhere = |condition: &[Expr]| {
+        let mut exprs = condition.to_vec();
+        let chain = chain_of(Policy::Cluster).to_owned();
+        exprs.push(Expr::Verdict(Verdict::Goto(chain)));
+        Rule(exprs)
+    };
+    let from_pod = anywhere(&layout.from_pod(Found::Present));
+    vec![from_pod, anywhere(&from_node()), turn_local(), go_pick(), drop_rule()]
+}
+
+fn from_node() -> [Expr; 2] {
+    [
         Expr::AddressType { of: Side::Source, to: Reg(0) },
         Expr::Compare { reg: Reg(0), op: Op::Equal, value: ADDRESS_LOCAL.to_ne_bytes().to_vec() },
-        Expr::Verdict(Verdict::Goto(chain_of(Policy::External).to_owned())),
-    ];
-    vec![Rule(from_pods), Rule(from_node), layout.go_pick(true), drop_rule()]
-}
-
-/// Marks packets for masquerade that do not come from a pod.
-fn mark_strangers(layout: Layout) -> Rule {
-    mark(vec![layout.source(Reg(0)), find(sets::POD_RANGES, Reg(0), Found::Absent)])
-}
-
-fn mark(mut condition: Vec<Expr>) -> Rule {
-    condition.extend(change_mark(true));
-    Rule(condition)
-}
-
-fn change_mark(set: bool) -> [Expr; 3] {
-    let xor = if set { MASQUERADE_MARK } else { 0 };
-    [
-        Expr::Meta { key: MetaKey::Mark, to: Reg(0) },
-        Expr::Bitwise {
-            from: Reg(0),
-            to: Reg(0),
-            mask: (!MASQUERADE_MARK).to_ne_bytes().to_vec(),
-            xor: xor.to_ne_bytes().to_vec(),
-        },
-        Expr::SetMark { from: Reg(0) },
     ]
+}
+
+/// Goes to the chain that picks an endpoint of the number in the connection's mark.
+fn go_pick() -> Rule {
+    let mark = Expr::Ct { key: CtKey::Mark, to: Reg(0) };
+    Rule(vec![mark, find(sets::PICKS, Reg(0), Found::Verdict)])
+}
+
+/// From the number of all endpoints to that of this node's.
+fn turn_local() -> Rule {
+    let (mask, xor) = ((!1u32).to_ne_bytes().to_vec(), 1u32.to_ne_bytes().to_vec());
+    Rule(vec![
+        Expr::Ct { key: CtKey::Mark, to: Reg(0) },
+        Expr::Bitwise { from: Reg(0), to: Reg(0), mask, xor },
+        Expr::SetCtMark { from: Reg(0) },
+    ])
+}
+
+fn clear_mark() -> Rule {
+    let zero = Expr::Immediate { to: Reg(0), value: 0u32.to_ne_bytes().to_vec() };
+    Rule(vec![zero, Expr::SetCtMark { from: Reg(0) }])
+}
+
+fn masquerade_if(condition: &[Expr]) -> Rule {
+    let mut exprs = condition.to_vec();
+    exprs.push(Expr::Masquerade);
+    Rule(exprs)
 }
 
 fn postrouting(layout: Layout) -> Vec<Rule> {
     let words = layout.words();
-    let mut marked = vec![Expr::Meta { key: MetaKey::Mark, to: Reg(0) }];
-    marked.extend(Expr::any_bit(Reg(0), MASQUERADE_MARK));
-    marked.extend(change_mark(false));
-    marked.push(Expr::Masquerade);
-    let mut hairpin = vec![Expr::Ct { key: CtKey::Status, to: Reg(0) }];
-    hairpin.extend(Expr::any_bit(Reg(0), CT_STATUS_DNAT));
+    let translated = || {
+        let mut exprs = vec![Expr::Ct { key: CtKey::Status, to: Reg(0) }];
+        exprs.extend(Expr::any_bit(Reg(0), CT_STATUS_DNAT));
+        exprs
+    };
+    let mut hairpin = translated();
     hairpin.extend([layout.source(Reg(0)), layout.destination(Reg(words))]);
     hairpin.extend([find(sets::HAIRPINS, Reg(0), Found::Present), Expr::Masquerade]);
+    let mut sources = translated();
+    sources.extend(layout.original_frontend());
+    sources.push(find(sets::SOURCES, Reg(0), Found::Verdict));
     let outside = vec![
         layout.source(Reg(0)),
         find(sets::MASQUERADE_SOURCES, Reg(0), Found::Present),
-        layout.destination(Reg(words)),
-        find(sets::MASQUERADE_SOURCES, Reg(words), Found::Absent),
+        layout.destination(Reg(0)),
+        find(sets::MASQUERADE_SOURCES, Reg(0), Found::Absent),
         Expr::Masquerade,
     ];
-    vec![Rule(marked), Rule(hairpin), Rule(outside)]
+    vec![Rule(hairpin), Rule(sources), Rule(outside)]
 }
 
 fn admission(layout: Layout) -> Vec<Rule> {
@@ -344,11 +386,11 @@ fn refusal(layout: Layout) -> Vec<Rule> {
     let mut no_endpoints = new();
     no_endpoints.extend(layout.frontend());
     no_endpoints.push(find(sets::REFUSED, Reg(0), Found::Present));
-    no_endpoints.push(Expr::Reject(Reject::PortUnreachable));
+    no_endpoints.push(Expr::Reject(Reject::PortUnreachable(layout.family)));
     let mut no_such_port = new();
     no_such_port.push(layout.destination(Reg(0)));
     no_such_port.push(find(sets::CLUSTER_IPS, Reg(0), Found::Present));
-    no_such_port.push(Expr::Reject(Reject::PortUnreachable));
+    no_such_port.push(Expr::Reject(Reject::PortUnreachable(layout.family)));
     vec![Rule(no_endpoints), Rule(no_such_port)]
 }
 
@@ -369,10 +411,9 @@ fn find(set: &str, key: Reg, result: Found) -> Expr {
 
 impl Pick {
     pub fn name(&self) -> String {
-        let local = if self.local { "-local" } else { "" };
         match self.affinity_seconds {
-            0 => format!("pick{local}-{}", self.count),
-            seconds => format!("affinity{local}-{}-{seconds}", self.count),
+            0 => format!("pick-{}", self.count),
+            seconds => format!("affinity-{}-{seconds}", self.count),
         }
     }
 
@@ -380,51 +421,53 @@ impl Pick {
         let layout = Layout::of(family);
         match self.affinity_seconds {
             0 => Chain::of(vec![self.at_random(layout)]),
-            _ => Chain::of(vec![self.remembered(layout), self.anew(layout)]),
+            _ => Chain::of(self.by_client(layout)),
         }
     }
 
-    /// Loads a random endpoint of the number at `id` at [`TARGET`]; the slot goes beside `id`.
-    fn draw(&self, id: Reg) -> [Expr; 2] {
-        let slot = Reg(id.0 + 1);
-        let choose = match self.count {
-            1 => Expr::Immediate { to: slot, value: 0u32.to_ne_bytes().to_vec() },
-            modulus => Expr::Random { modulus, to: slot },
-        };
-        [choose, find(sets::ENDPOINTS, id, Found::Data(TARGET))]
+    /// Loads number . random slot at register 0.
+    fn draw(&self) -> [Expr; 2] {
+        let slot = Expr::Random { modulus: self.count, to: Reg(1) };
+        [Expr::Ct { key: CtKey::Mark, to: Reg(0) }, slot]
     }
 
     fn at_random(&self, layout: Layout) -> Rule {
-        let id = Reg(layout.words());
-        let mut exprs = layout.id(self.local, ID);
-        exprs.push(copy(ID, id));
-        exprs.extend(self.draw(id));
-        exprs.push(layout.dnat());
+        let mut exprs = self.draw().to_vec();
+        exprs.extend([find(sets::ENDPOINTS, Reg(0), Found::Data(TARGET)), layout.dnat()]);
         Rule(exprs)
     }
 
-    /// Loads client . number at register 0, the number at [`ID`] too.
-    fn client(&self, layout: Layout) -> Vec<Expr> {
-        let mut exprs = layout.id(self.local, ID);
-        exprs.extend([copy(ID, Reg(layout.words())), layout.source(Reg(0))]);
+    /// The number moves to the packet's mark, so that the connection's can hold the endpoint's.
+    fn by_client(&self, layout: Layout) -> Vec<Rule> {
+        let packet_mark = |to| Expr::Meta { key: MetaKey::Mark, to };
+        let connection_mark = |to| Expr::Ct { key: CtKey::Mark, to };
+        let client = [layout.source(Reg(0)), packet_mark(Reg(layout.words()))];
+        let move_number = vec![connection_mark(Reg(0)), Expr::SetMark { from: Reg(0) }];
+        let mut remembered = client.to_vec();
+        remembered.push(find(sets::AFFINITY, Reg(0), Found::Data(TARGET)));
+        remembered.push(Expr::SetCtMark { from: TARGET });
+        let mut still_lives =
+            vec![connection_mark(Reg(0)), find(sets::NUMBERS, Reg(0), Found::Present)];
+        still_lives.extend(self.finish(layout, &client));
+        let move_back = vec![packet_mark(Reg(0)), Expr::SetCtMark { from: Reg(0) }];
+        let mut anew = self.draw().to_vec();
+        anew.push(find(sets::SLOTS, Reg(0), Found::Data(TARGET)));
+        anew.push(Expr::SetCtMark { from: TARGET });
+        let mut forget = client.to_vec();
+        forget.extend([connection_mark(TARGET), self.remember(Update::Delete)]);
+        let last = self.finish(layout, &client);
+        [move_number, remembered, still_lives, move_back, anew, forget, last].map(Rule).into()
+    }
+
+    /// Remembers the endpoint whose number is in the connection's mark, and goes there.
+    fn finish(&self, layout: Layout, client: &[Expr]) -> Vec<Expr> {
+        let mut exprs = client.to_vec();
+        let mark = |to| Expr::Ct { key: CtKey::Mark, to };
+        exprs.extend([mark(TARGET), self.remember(Update::Refresh)]);
+        exprs.push(Expr::Immediate { to: Reg(0), value: 0u32.to_ne_bytes().to_vec() });
+        exprs.push(Expr::SetMark { from: Reg(0) });
+        exprs.extend([mark(Reg(0)), find(sets::LIVE, Reg(0), Found::Data(TARGET)), layout.dnat()]);
         exprs
-    }
-
-    /// The endpoint that the client had, if that still serves.
-    fn remembered(&self, layout: Layout) -> Rule {
-        let mut exprs = self.client(layout);
-        exprs.push(find(sets::AFFINITY, Reg(0), Found::Data(TARGET)));
-        exprs.push(find(sets::LIVE, ID, Found::Present));
-        exprs.extend([self.remember(Update::Refresh), layout.dnat()]);
-        Rule(exprs)
-    }
-
-    fn anew(&self, layout: Layout) -> Rule {
-        let mut exprs = self.client(layout);
-        exprs.extend(self.draw(Reg(layout.words())));
-        exprs.extend([self.remember(Update::Delete), self.remember(Update::Refresh)]);
-        exprs.push(layout.dnat());
-        Rule(exprs)
     }
 
     fn remember(&self, op: Update) -> Expr {
@@ -436,10 +479,6 @@ impl Pick {
             timeout_ms: u64::from(self.affinity_seconds) * 1000,
         }
     }
-}
-
-fn copy(from: Reg, to: Reg) -> Expr {
-    Expr::Bitwise { from, to, mask: vec![0xff; 4], xor: vec![0; 4] }
 }
 
 /// The keys of disjoint, sorted ranges of one family.

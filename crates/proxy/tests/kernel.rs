@@ -89,6 +89,20 @@ fn compare(nft: &mut Nft, table: &Table, wanted: &Ruleset) {
     }
 }
 
+/// Firewall tools of the machine list all tables: ours must not be what they stumble over.
+fn list_by_program(namespace: &NetNs) {
+    let mut list = std::process::Command::new("nft");
+    let output = namespace.run(move || list.args(["list", "ruleset"]).output()).unwrap();
+    let Ok(output) = output else { return eprintln!("no nft program to list the table with") };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && complaints.is_empty(), "{complaints}");
+    assert!(text.contains("chain services"), "{text}");
+    if std::env::var_os("GANTRY_SHOW").is_some() {
+        println!("{text}");
+    }
+}
+
 fn follow(family: Family) {
     let namespace = NetNs::create().unwrap();
     let mut nft = Nft::open_in(&namespace).unwrap();
@@ -118,6 +132,7 @@ fn follow(family: Family) {
     }
     kernel.replace(&table, &planner.ruleset()).unwrap();
     compare(&mut nft, &table, &planner.ruleset());
+    list_by_program(&namespace);
     nft.delete(&table).unwrap();
     nft.delete(&table).unwrap();
     assert_eq!(nft.tables().unwrap(), []);
