@@ -46,6 +46,18 @@ struct Writer<'a> {
     queue: Vec<StructName>,
 }
 
+/// Where the fields of a struct stand.
+struct Scope<'a> {
+    /// The OpenAPI name of the struct that JSON shows.
+    owner: &'a str,
+    /// The messages around the struct, inside its owner's.
+    outer: &'a [u32],
+    /// It is in no message at all.
+    outside: bool,
+    /// The names of the inline structs around it.
+    inline: &'a str,
+}
+
 /// A Go type as the fact file names it.
 struct Resolved {
     text: String,
@@ -106,38 +118,37 @@ impl Writer<'_> {
         for (group, version, kind) in kinds(package, name) {
             writeln!(out, "kind {group}/{version} {kind}")?;
         }
-        self.fields(import, name, &full, &[], false, &mut out)?;
+        let scope = Scope { owner: &full, outer: &[], outside: false, inline: "" };
+        self.fields(import, name, &scope, &mut out)?;
         Ok(out)
     }
 
-    /// Writes the fields of a struct, with those of inline structs in their place. `outer` are
-    /// the messages around it, `outside` says that it is in no message at all.
-    fn fields(
-        &mut self,
-        import: &str,
-        name: &str,
-        owner: &str,
-        outer: &[u32],
-        outside: bool,
-        out: &mut String,
-    ) -> Result<()> {
+    /// Writes the fields of a struct, with those of inline structs in their place.
+    fn fields(&mut self, import: &str, name: &str, scope: &Scope, out: &mut String) -> Result<()> {
         let fields = self.packages[import].structs.get(name).context("no such struct")?;
         let fields: Vec<GoField> = fields.iter().map(GoField::copy).collect();
         for field in fields {
             let Some(json) = &field.json else {
                 let (import, name) = self.struct_name(import, field.ty.trim_start_matches('*'))?;
-                let mut path = outer.to_vec();
+                let mut path = scope.outer.to_vec();
                 path.extend(field.proto);
-                let outside = outside || field.proto.is_none();
-                self.fields(&import, &name, owner, &path, outside, out)?;
+                let inline = if field.ty.ends_with("TypeMeta") { "" } else { name.as_str() };
+                let within = [scope.inline, inline].into_iter().filter(|n| !n.is_empty());
+                let inner = Scope {
+                    owner: scope.owner,
+                    outer: &path,
+                    outside: scope.outside || field.proto.is_none(),
+                    inline: &within.collect::<Vec<_>>().join("."),
+                };
+                self.fields(&import, &name, &inner, out)?;
                 continue;
             };
             let resolved = self.resolve(import, &field.ty)?;
-            let number = if outside { 0 } else { field.proto.unwrap_or(0) };
-            let path: String = outer.iter().map(|n| format!("{n}.")).collect();
-            let path = if outside { String::new() } else { path };
+            let number = if scope.outside { 0 } else { field.proto.unwrap_or(0) };
+            let path: String = scope.outer.iter().map(|n| format!("{n}.")).collect();
+            let path = if scope.outside { String::new() } else { path };
             write!(out, "field {json} {} {path}{number}", resolved.text)?;
-            self.flags(&field, json, owner, &resolved, out)?;
+            self.flags(&field, json, scope, &resolved, out)?;
         }
         Ok(())
     }
@@ -146,11 +157,11 @@ impl Writer<'_> {
         &self,
         field: &GoField,
         json: &str,
-        owner: &str,
+        scope: &Scope,
         resolved: &Resolved,
         out: &mut String,
     ) -> Result<()> {
-        let mut flags = self.openapi.flags(owner, json);
+        let mut flags = self.openapi.flags(scope.owner, json);
         if field.omit_empty {
             flags.push("omitempty".into());
         }
@@ -166,10 +177,13 @@ impl Writer<'_> {
         if !resolved.go.is_empty() {
             flags.push(format!("go={}", resolved.go));
         }
+        if !scope.inline.is_empty() {
+            flags.push(format!("inline={}", scope.inline));
+        }
         if !resolved.enum_values.is_empty() {
             flags.push(format!("enum={}", resolved.enum_values.join(",")));
         }
-        if let Some(default) = self.openapi.default(owner, json) {
+        if let Some(default) = self.openapi.default(scope.owner, json) {
             flags.push(format!("default={}", serde_json::to_string(default)?));
         }
         for flag in flags {

@@ -107,6 +107,7 @@ fn field_line(rest: &'static str, schema: &Schema) -> Field {
         pointer: false,
         format: "",
         go_type: "",
+        inline: "",
     };
     for flag in words {
         field_flag(&mut field, flag);
@@ -136,6 +137,7 @@ fn field_flag(field: &mut Field, flag: &'static str) {
         "patch" => field.patch_strategy = patch_strategy(value),
         "key" => field.patch_merge_key = value,
         "format" => field.format = value,
+        "inline" => field.inline = value,
         "go" => field.go_type = value,
         "enum" => field.enum_values = words(value),
         _ => panic!("unknown flag in the facts: {flag}"),

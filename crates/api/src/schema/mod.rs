@@ -124,6 +124,8 @@ pub struct Field {
     pub format: &'static str,
     /// The name of a named scalar, list or map type (`v1.Protocol`); empty when unnamed.
     pub go_type: &'static str,
+    /// The inline structs that declare it (`VolumeSource`), which error texts mention.
+    pub inline: &'static str,
 }
 
 /// The type of a field's value.

@@ -4,9 +4,12 @@
 //!
 //! The texts of errors are those of upstream's decoder, because they reach users.
 
+pub mod body;
 mod scalar;
 
 use api::{Field, FieldType, GroupVersionKind, Status, TypeId, schema};
+
+pub use body::{decode_body, not_handled};
 
 use crate::{
     Map, Object, Value,
@@ -56,7 +59,7 @@ pub fn decode_object(
     gvk: &GroupVersionKind,
     validation: FieldValidation,
 ) -> Result<(Object, Vec<String>), Status> {
-    let kind = schema().kind(gvk).ok_or_else(|| unregistered(gvk))?;
+    let kind = schema().kind(gvk).ok_or_else(|| body::unregistered(gvk, &gvk.kind))?;
     let decoded = decode(body, kind.ty).map_err(|error| not_handled(gvk, &error.0))?;
     let doubled = duplicates.iter().map(|path| format!("duplicate field {path:?}"));
     let strict: Vec<String> = doubled.chain(decoded.strict).collect();
@@ -68,37 +71,6 @@ pub fn decode_object(
         FieldValidation::Warn => Ok((object, strict)),
         _ => Ok((object, Vec::new())),
     }
-}
-
-fn unregistered(gvk: &GroupVersionKind) -> Status {
-    Status::bad_request(format!(
-        "no kind {:?} is registered for version {:?}",
-        gvk.kind,
-        gvk.api_version()
-    ))
-}
-
-/// The failure of decoding a body whose kind is known.
-pub fn not_handled(gvk: &GroupVersionKind, why: &str) -> Status {
-    let (kind, version) = (&gvk.kind, &gvk.version);
-    Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
-}
-
-/// The failure of decoding a body that does not even tell its kind. `expected` is the kind that
-/// the path asks for.
-pub fn not_recognised(expected: &str, why: &str, body: &[u8]) -> Status {
-    let shown: String = body.iter().take(30).map(|b| format!("{b:02x}")).collect();
-    let printable = body.iter().take(30).all(|b| (0x20..0x7f).contains(b) || b.is_ascii_whitespace());
-    let dots = if body.len() > 30 { " ..." } else { "" };
-    let summary = if printable {
-        let text = String::from_utf8_lossy(&body[..body.len().min(30)]).into_owned();
-        format!("{text:?}{dots}")
-    } else {
-        format!("{shown}{dots}")
-    };
-    Status::bad_request(format!(
-        "the object provided is unrecognized (must be of type {expected}): {why} ({summary})"
-    ))
 }
 
 /// Checks and normalises a struct.
@@ -120,7 +92,7 @@ pub fn decode(value: &Value, ty: TypeId) -> Result<Decoded, Error> {
 }
 
 enum Step<'a> {
-    Field(&'static str),
+    Field(&'static Field),
     Key(&'a str),
     Index(usize),
 }
@@ -150,7 +122,7 @@ impl<'a> Decoder<'a> {
                 Ok(at) if value.is_null() => set[at] = false,
                 Ok(at) => {
                     let place = Place { owner: shape.ty.short_name, field: &fields[at] };
-                    self.path.push(Step::Field(fields[at].name));
+                    self.path.push(Step::Field(&fields[at]));
                     set[at] = true;
                     slots[at] = self.field(value, place);
                     self.path.pop();
@@ -251,15 +223,17 @@ impl<'a> Decoder<'a> {
         if self.error.is_some() {
             return;
         }
-        let text = match fault {
-            scalar::Fault::Other(text) => text,
-            scalar::Fault::Type(found) => {
-                let go = self.go_type(ty, place);
-                let path = self.json_path();
-                let owner = place.owner;
-                format!("json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {go}")
+        let (found, go) = match fault {
+            scalar::Fault::Other(text) => {
+                self.error = Some(Error(text));
+                return;
             }
+            scalar::Fault::Type(found) => (found, self.go_type(ty, place)),
+            scalar::Fault::Inner(found, go) => (found, go.to_owned()),
         };
+        let (owner, path) = (place.owner, self.json_path());
+        let text =
+            format!("json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {go}");
         self.error = Some(Error(text));
     }
 
@@ -278,31 +252,34 @@ impl<'a> Decoder<'a> {
 
     /// Field names without list indices or map keys, as Go prints them.
     fn json_path(&self) -> String {
-        let names = self.path.iter().filter_map(|step| match step {
-            Step::Field(name) => Some(*name),
-            _ => None,
-        });
-        names.collect::<Vec<_>>().join(".")
+        let mut names = Vec::new();
+        for step in &self.path {
+            if let Step::Field(field) = step {
+                names.extend([field.inline, field.name].into_iter().filter(|n| !n.is_empty()));
+            }
+        }
+        names.join(".")
     }
 
     fn strict_path(&self, last: &str) -> String {
         let mut out = String::new();
         for step in &self.path {
             match step {
-                Step::Field(name) | Step::Key(name) => {
-                    if !out.is_empty() {
-                        out.push('.');
-                    }
-                    out.push_str(name);
-                }
+                Step::Field(field) => push_name(&mut out, field.name),
+                Step::Key(key) => push_name(&mut out, key),
                 Step::Index(at) => out.push_str(&format!("[{at}]")),
             }
         }
-        if !out.is_empty() {
-            out.push('.');
-        }
-        out + last
+        push_name(&mut out, last);
+        out
     }
+}
+
+fn push_name(out: &mut String, name: &str) {
+    if !out.is_empty() {
+        out.push('.');
+    }
+    out.push_str(name);
 }
 
 fn is_text_list(ty: &FieldType) -> bool {

@@ -9,6 +9,8 @@ use crate::{Value, scalars};
 pub enum Fault {
     /// The JSON type is wrong; holds what Go's message calls the value.
     Type(String),
+    /// The same, of a type that reads its own JSON by way of the Go type given.
+    Inner(String, &'static str),
     /// The whole message.
     Other(String),
 }
@@ -50,12 +52,6 @@ fn bytes(text: &str) -> Result<Value, Fault> {
     }
 }
 
-/// A message of a type that reads its own JSON, and so does not know its field.
-fn own(value: &Value, go: &str) -> Fault {
-    let found = value.type_name();
-    Fault::Other(format!("json: cannot unmarshal {found} into Go value of type {go}"))
-}
-
 fn quantity(value: &Value) -> Result<Value, Fault> {
     let text = match value {
         Value::String(text) => text.to_string(),
@@ -75,18 +71,14 @@ fn int_or_string(value: &Value) -> Result<Value, Fault> {
     match value {
         Value::String(_) => Ok(value.clone()),
         Value::Int(number) if i32::try_from(*number).is_ok() => Ok(value.clone()),
-        Value::Int(number) => Err(Fault::Other(format!(
-            "json: cannot unmarshal number {number} into Go value of type int32"
-        ))),
-        Value::Float(number) => Err(Fault::Other(format!(
-            "json: cannot unmarshal number {number} into Go value of type int32"
-        ))),
-        other => Err(own(other, "int32")),
+        Value::Int(number) => Err(Fault::Inner(format!("number {number}"), "int32")),
+        Value::Float(number) => Err(Fault::Inner(format!("number {number}"), "int32")),
+        other => Err(Fault::Inner(other.type_name().into(), "int32")),
     }
 }
 
 fn duration(value: &Value) -> Result<Value, Fault> {
-    let Value::String(text) = value else { return Err(own(value, "string")) };
+    let Value::String(text) = value else { return Err(Fault::Inner(value.type_name().into(), "string")) };
     match scalars::parse_duration(text) {
         Some(nanos) => Ok(scalars::format_duration(nanos).into()),
         None => Err(Fault::Other(format!("time: invalid duration {text:?}"))),
@@ -94,7 +86,7 @@ fn duration(value: &Value) -> Result<Value, Fault> {
 }
 
 fn time(value: &Value, layout: &str, write: fn(Timestamp) -> String) -> Result<Value, Fault> {
-    let Value::String(text) = value else { return Err(own(value, "string")) };
+    let Value::String(text) = value else { return Err(Fault::Inner(value.type_name().into(), "string")) };
     if let Err((rest, wanted)) = rfc3339(text) {
         let text = format!("parsing time {text:?} as {layout:?}: cannot parse {rest:?} as {wanted:?}");
         return Err(Fault::Other(text));
