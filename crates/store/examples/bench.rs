@@ -16,6 +16,14 @@ use store::{
 const VALUE_BYTES: usize = 2000;
 
 fn main() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    if let Some(dir) =
+        std::env::args().nth(1).filter(|arg| arg == "--reopen").and(std::env::args().nth(2))
+    {
+        return runtime.block_on(reopen(Path::new(&dir)));
+    }
     let base = std::env::args().nth(1).unwrap_or_else(|| ".".to_owned());
     let dir =
         tempfile::Builder::new().prefix("store-bench-").tempdir_in(base).expect("a directory");
@@ -41,19 +49,28 @@ async fn run(dir: &Path) {
     drop(watches);
     fill_and_list(&env, &store).await;
     store.close().await;
+    drop(store);
+    let own = std::env::current_exe().expect("this program");
+    let reopened = std::process::Command::new(own).arg("--reopen").arg(&path).status();
+    assert!(reopened.expect("a process").success());
+    redb_writes(&env, dir).await;
+}
+
+/// Opens a store that is there already, in a process of its own.
+async fn reopen(path: &Path) {
+    let env = Env::real();
     let start = env.instant();
-    let store = Embedded::open(&env, &path, Options::default()).await.expect("it opens again");
+    let store = Embedded::open(&env, path, Options::default()).await.expect("it opens again");
     let stats = store.stats().await.expect("stats");
     println!(
-        "restart with {} keys, {} MB on disk: {} ms; resident {} MB",
+        "restart with {} keys, {} MB of data, {} MB on disk: {} ms; resident {} MB",
         stats.keys,
+        stats.bytes_in_use >> 20,
         stats.bytes_on_disk >> 20,
         start.elapsed().as_millis(),
         resident_bytes() >> 20
     );
     store.close().await;
-    drop(store);
-    redb_writes(&env, dir).await;
 }
 
 /// Measures `count` pieces of work done `at_once` at a time.

@@ -24,7 +24,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use stdx::{Env, Task, files::File};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use crate::{
     Error, KeyValue, LeaseId, Op, Range, RangeResult, Revision, Stats, Store, Txn, TxnResult,
@@ -36,12 +36,14 @@ mod commit;
 mod index;
 mod lease;
 mod log;
+mod queue;
 mod record;
 mod recover;
 mod watch;
 
-use commit::{Queue, Reply, Request, Work};
+use commit::{Reply, Work};
 use index::{Found, Place, State, Walk};
+use queue::Queue;
 use record::Record;
 
 /// Keys looked at per hold of the state, so that a long list delays no commit for long.
@@ -88,9 +90,7 @@ struct Inner {
     dir: PathBuf,
     options: Options,
     state: RwLock<State>,
-    queue: Mutex<Queue>,
-    /// Something waits in the queue.
-    work: Notify,
+    queue: Queue,
     leases_changed: Notify,
     compaction: Notify,
     failure: Mutex<Option<Failure>>,
@@ -121,8 +121,7 @@ impl Embedded {
             dir: dir.to_owned(),
             options,
             state: RwLock::new(recovered.state),
-            queue: Mutex::default(),
-            work: Notify::new(),
+            queue: Queue::default(),
             leases_changed: Notify::new(),
             compaction: Notify::new(),
             failure: Mutex::new(None),
@@ -146,20 +145,18 @@ impl Embedded {
     /// Ends everything and waits until the directory is free for another open. Writes in flight
     /// may or may not happen.
     pub async fn close(&self) {
-        self.inner.fail(Failure::Closed);
+        self.inner.close();
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
-            task.abort();
             task.await;
         }
     }
 }
 
+/// The tasks end by themselves, after what they are writing; the directory stays locked so long.
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.inner.fail(Failure::Closed);
-        let tasks = self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner);
-        tasks.iter().for_each(Task::abort);
+        self.inner.close();
     }
 }
 
@@ -238,15 +235,8 @@ impl Inner {
     /// Hands work to the commit loop and waits for its answer.
     async fn submit(&self, work: Work) -> Result<Reply, Error> {
         self.check()?;
-        let (reply, answer) = oneshot::channel();
-        {
-            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            if queue.closed {
-                return Err(Error::Unavailable("the store is closed".into()));
-            }
-            queue.waiting.push(Request { work, reply });
-        }
-        self.work.notify_one();
+        let closed = || Error::Unavailable("the store is closed".into());
+        let answer = self.queue.push(work).ok_or_else(closed)?;
         answer.await.unwrap_or_else(|_| Err(Error::Unknown("the store was closed".into())))
     }
 
@@ -328,6 +318,14 @@ impl Inner {
                 Err(Error::Corrupt { path: self.dir.display().to_string(), what })
             }
         }
+    }
+
+    /// Lets every task end.
+    fn close(&self) {
+        self.fail(Failure::Closed);
+        self.queue.close();
+        self.leases_changed.notify_one();
+        self.compaction.notify_one();
     }
 
     /// The first failure stays.

@@ -27,9 +27,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Many small segments (one for each restart) are worth a checkpoint, too.
 const MANY_SEGMENTS: usize = 64;
 
-/// Runs until the store is dropped.
+/// Runs until the store is closed or has failed.
 pub async fn run(inner: Arc<Inner>, _lock: Arc<dyn File>) {
-    loop {
+    while inner.check().is_ok() {
         inner.compaction.notified().await;
         let compacted = inner.read().compacted;
         while !inner.write().trim(SLICE) {
@@ -40,6 +40,7 @@ pub async fn run(inner: Arc<Inner>, _lock: Arc<dyn File>) {
         }
         match Checkpoint::write(&inner, compacted).await {
             Ok(()) => {}
+            Err(_) if inner.check().is_err() => {}
             Err(error) => {
                 tracing::warn!(error = %stdx::chain(&error), "checkpoint given up; tried again at the next compaction");
             }
@@ -127,6 +128,7 @@ impl<'a> Checkpoint<'a> {
         }
         let mut next = Some(Bytes::new());
         while let Some(start) = next {
+            self.inner.check()?;
             let (slice, rest) = self.inner.read().versions_at(self.revision, &start, SLICE);
             let (metas, founds): (Vec<Meta>, Vec<_>) = slice.into_iter().unzip();
             let items = self.inner.read_values(founds).await?;

@@ -9,28 +9,24 @@
 //! One batch is on its way at a time and the loop is the only one that changes keys, so what was
 //! planned on is what it is applied to. Nothing is visible before it is durable.
 
-use std::sync::{Arc, PoisonError};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use stdx::HashMap;
-use tokio::sync::oneshot;
 
 use super::{
     Failure, Inner,
     index::{Place, SegmentFile, State},
     log::{AppendError, Appended, LogWriter},
+    queue::Request,
     record::{Batch, Record, Span},
     recover::{deadline, now_ms},
 };
 use crate::{Compare, Error, KeyValue, LeaseId, Op, Revision, Txn, TxnResult};
 
-/// A batch is closed when it holds this much, so that one sync stays short.
-const BATCH_BYTES: usize = 4 << 20;
-
-pub struct Request {
-    pub work: Work,
-    pub reply: oneshot::Sender<Result<Reply, Error>>,
-}
+/// How long the loop stays on its thread for the next request. A client that waits for each
+/// answer sends its next write within this time.
+const LINGER: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub enum Work {
@@ -54,18 +50,13 @@ pub enum Reply {
     Done,
 }
 
-/// Requests that wait for the next batch.
-#[derive(Default)]
-pub struct Queue {
-    pub waiting: Vec<Request>,
-    pub closed: bool,
-}
-
 /// What a batch will do, decided before it is written.
 struct Plan {
     batch: Batch,
     effects: Vec<Effect>,
     answers: Vec<Result<Reply, Error>>,
+    /// The newest revision before the batch, and within it so far.
+    before: Revision,
     revision: Revision,
     /// What keys hold after the effects so far.
     overlay: HashMap<Bytes, Option<KeyValue>>,
@@ -79,70 +70,48 @@ enum Effect {
     Compact { revision: Revision },
 }
 
-/// Runs until the store is dropped or has failed.
+/// Runs until the store is closed.
 pub async fn run(inner: Arc<Inner>, mut writer: LogWriter) {
     let _closes = CloseQueue(inner.clone());
-    loop {
-        let (works, replies) = take_batch(&inner).await;
-        let mut plan = Plan::make(&inner, works);
-        if !plan.batch.is_empty() {
-            let before = inner.read().revision;
-            let written = inner.env.blocking(move || {
-                let result = writer.append(&mut plan.batch, before);
-                (writer, plan, result)
-            });
-            let Some((back, planned, result)) = written.await else {
-                return inner.fail(Failure::Io("writing the log panicked".to_owned()));
-            };
-            (writer, plan) = (back, planned);
-            match result {
-                Ok(appended) => plan.apply(&inner, appended),
-                Err(error) => plan.refuse(&inner, error),
-            }
-        }
-        for (reply, answer) in replies.into_iter().zip(plan.answers) {
-            // A caller that went away needs no answer.
-            let _ = reply.send(answer);
+    while inner.queue.arrival().await {
+        let working = inner.clone();
+        let worked = inner.env.blocking(move || {
+            commit_all(&working, &mut writer);
+            writer
+        });
+        match worked.await {
+            Some(back) => writer = back,
+            None => return inner.fail(Failure::Io("writing the log panicked".to_owned())),
         }
     }
 }
 
-/// Waits for requests and takes as many as make a batch.
-async fn take_batch(inner: &Inner) -> (Vec<Work>, Vec<oneshot::Sender<Result<Reply, Error>>>) {
+/// Commits batch after batch until nothing waits. Blocks.
+fn commit_all(inner: &Inner, writer: &mut LogWriter) {
     loop {
-        let taken = {
-            let mut queue = inner.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = batch_length(&queue.waiting);
-            if count == queue.waiting.len() {
-                std::mem::take(&mut queue.waiting)
-            } else {
-                queue.waiting.drain(..count).collect()
-            }
-        };
-        if !taken.is_empty() {
-            return taken.into_iter().map(|request| (request.work, request.reply)).unzip();
+        let requests = inner.queue.take_batch();
+        if !requests.is_empty() {
+            commit(inner, writer, requests);
+        } else if inner.env.is_simulated() || !inner.queue.linger(LINGER) {
+            return;
         }
-        inner.work.notified().await;
     }
 }
 
-/// How many of the waiting requests go into one batch. The end of a lease goes alone: what hangs
-/// on the lease is read from the state and must not change within the batch.
-fn batch_length(waiting: &[Request]) -> usize {
-    let mut bytes = 0;
-    for (at, request) in waiting.iter().enumerate() {
-        match &request.work {
-            Work::Expire { .. } => return at.max(1),
-            Work::Txn(Txn { then: Op::Put { key, value, .. }, .. }) => {
-                bytes += key.len() + value.len()
-            }
-            _ => {}
-        }
-        if bytes > BATCH_BYTES {
-            return at + 1;
+fn commit(inner: &Inner, writer: &mut LogWriter, requests: Vec<Request>) {
+    let (works, replies): (Vec<_>, Vec<_>) =
+        requests.into_iter().map(|request| (request.work, request.reply)).unzip();
+    let mut plan = Plan::make(inner, works);
+    if !plan.batch.is_empty() {
+        match writer.append(&mut plan.batch, plan.before) {
+            Ok(appended) => plan.apply(inner, appended),
+            Err(error) => plan.refuse(inner, error),
         }
     }
-    waiting.len()
+    for (reply, answer) in replies.into_iter().zip(plan.answers) {
+        // A caller that went away needs no answer.
+        let _ = reply.send(answer);
+    }
 }
 
 impl Plan {
@@ -152,6 +121,7 @@ impl Plan {
             batch: Batch::new(),
             effects: Vec::with_capacity(works.len()),
             answers: Vec::with_capacity(works.len()),
+            before: state.revision,
             revision: state.revision,
             overlay: HashMap::default(),
         };
@@ -345,10 +315,7 @@ struct CloseQueue(Arc<Inner>);
 
 impl Drop for CloseQueue {
     fn drop(&mut self) {
-        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.closed = true;
-        queue.waiting.clear();
-        drop(queue);
+        self.0.queue.close();
         self.0.fail(Failure::Closed);
     }
 }

@@ -7,9 +7,9 @@ use super::{Inner, commit::Work};
 /// The wait after a lease could not be ended (a full disk).
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Runs until the store is dropped.
+/// Runs until the store is closed or has failed.
 pub async fn run(inner: Arc<Inner>) {
-    loop {
+    while inner.check().is_ok() {
         let earliest = inner.read().deadlines.first().copied();
         let Some((deadline, id)) = earliest else {
             inner.leases_changed.notified().await;
@@ -25,7 +25,11 @@ pub async fn run(inner: Arc<Inner>) {
         }
         if let Err(error) = inner.submit(Work::Expire { id }).await {
             tracing::warn!(lease = id, error = %stdx::chain(&error), "lease not ended yet");
-            inner.env.sleep(RETRY).await;
+            tokio::select! {
+                biased;
+                () = inner.leases_changed.notified() => {}
+                () = inner.env.sleep(RETRY) => {}
+            }
         }
     }
 }
