@@ -237,6 +237,44 @@ impl rt::Write for Stream {
     }
 }
 
+/// Fetches the CA that a server presents at the end of its chain and checks that SHA-256 of its
+/// public key information is `hash` (hex), as a join token carries it. Gives the CA as PEM.
+pub async fn discover_ca(server: &str, hash: &str) -> Result<Vec<u8>, Error> {
+    let uri: Uri = server
+        .parse()
+        .map_err(|source: uri::InvalidUri| config_error(format!("{server:?} is not a URL"), source))?;
+    let connection = Connection { insecure: true, ..Connection::default() };
+    let tls = TlsConnector::from(Arc::new(client_config(&connection, &[])?));
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let tcp = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await;
+    let tcp = tcp.map_err(|source| Error::Transport(source.into()))?;
+    let stream = tls
+        .connect(server_name(&connection, &uri)?, tcp)
+        .await
+        .map_err(|source| Error::Transport(source.into()))?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let ca = chain.last().ok_or_else(|| Error::Config {
+        what: "the server showed no certificate".into(),
+        source: None,
+    })?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(ca)
+        .map_err(|source| config_error("the server's CA is malformed".into(), source))?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, parsed.public_key().raw);
+    let found: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    if found != hash {
+        return Err(Error::Config {
+            what: format!("the server's CA has the hash {found}, the token says {hash}"),
+            source: None,
+        });
+    }
+    let body = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, ca);
+    let lines: Vec<&str> =
+        (0..body.len()).step_by(64).map(|at| &body[at..(at + 64).min(body.len())]).collect();
+    let pem =
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"));
+    Ok(pem.into_bytes())
+}
+
 /// Only for a kubeconfig that says `insecure-skip-tls-verify`.
 mod insecure {
     use rustls::{
