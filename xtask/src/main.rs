@@ -1,6 +1,9 @@
 //! Chores of the repository: `cargo xtask NAME`.
 
+mod e2e;
+mod edges;
 mod facts;
+mod peers;
 
 use std::process::ExitCode;
 
@@ -11,11 +14,28 @@ struct Chore {
     run: fn(&[String]) -> anyhow::Result<()>,
 }
 
-const CHORES: &[Chore] = &[Chore {
-    name: "facts",
-    help: "write the schema facts in crates/api/data; --check compares only",
-    run: facts::run,
-}];
+const CHORES: &[Chore] = &[
+    Chore {
+        name: "facts",
+        help: "write the schema facts in crates/api/data; --check compares only",
+        run: facts::run,
+    },
+    Chore {
+        name: "edges",
+        help: "check that crates depend on each other only as ARCHITECTURE.md says",
+        run: edges::run,
+    },
+    Chore {
+        name: "e2e",
+        help: "run scenarios on a real cluster with the real kubectl; --all adds the slow ones",
+        run: e2e::run,
+    },
+    Chore {
+        name: "peers",
+        help: "build the real kubectl, kube-apiserver and etcd from Go modules, once",
+        run: peers::run,
+    },
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
