@@ -16,4 +16,7 @@ controllers! {
     replicationcontroller
     endpointslice
     endpoints
+    serviceaccount
+    root_ca
+    namespace
 }

@@ -19,6 +19,7 @@ mod all;
 pub mod apply;
 pub mod conditions;
 pub mod config;
+pub mod discovery;
 pub mod metrics;
 pub mod plan;
 pub mod pod_template;

@@ -1,6 +1,10 @@
 //! What a controller is, and what it decides: the vocabulary of every file under `all/`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use client::{
     Cached, Change, Key, Lister, Patch, Resource,
@@ -11,7 +15,7 @@ use machinery::{Map, Object, OwnerReference, Value};
 use stdx::Timestamp;
 
 use crate::{
-    Config, conditions,
+    Config, Error, conditions,
     runner::{Failure, Failures, TaskContext},
     selector::Selector,
 };
@@ -37,6 +41,8 @@ pub struct Controller {
 pub enum Work {
     /// A pure decision per key; the usual case.
     Reconcile(fn(&Key, &World, Timestamp) -> Plan),
+    /// An action per key that must ask the server between decisions. Returns when to look again.
+    Act(fn(TaskContext, World, Key) -> BoxFuture<'static, Result<Option<Duration>, Error>>),
     /// A long-running task of its own, for what must ask the server between decisions.
     Task(fn(TaskContext) -> BoxFuture<'static, ()>),
 }
@@ -149,12 +155,13 @@ pub struct World {
     listers: Arc<BTreeMap<Resource, Lister>>,
     config: Arc<Config>,
     failures: Failures,
+    first_seen: Arc<Mutex<BTreeMap<String, Timestamp>>>,
 }
 
 impl World {
     pub fn new(listers: impl IntoIterator<Item = (Resource, Lister)>, config: Arc<Config>) -> Self {
         let listers = Arc::new(listers.into_iter().collect());
-        Self { listers, config, failures: Failures::default() }
+        Self { listers, config, failures: Failures::default(), first_seen: Arc::default() }
     }
 
     pub(crate) fn failures(&self) -> &Failures {
@@ -182,6 +189,17 @@ impl World {
 
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Since when something that carries no time of its own has been so, as far as this process
+    /// knows: the `now` of the first call with this name since [`World::forget`].
+    pub fn since(&self, name: String, now: Timestamp) -> Timestamp {
+        let mut first_seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *first_seen.entry(name).or_insert(now)
+    }
+
+    pub fn forget(&self, name: &str) {
+        self.first_seen.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// What stopped the plan before this one, if the last attempt of the key failed.

@@ -45,3 +45,11 @@ pub static CERTIFICATE_SIGNING_REQUESTS: Resource = Resource::cluster(
 );
 pub static SUBJECT_ACCESS_REVIEWS: Resource =
     Resource::cluster("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview");
+
+/// Everything there is of these is made by users of the extension API.
+pub static CUSTOM_RESOURCE_DEFINITIONS: Resource = Resource::cluster(
+    "apiextensions.k8s.io",
+    "v1",
+    "customresourcedefinitions",
+    "CustomResourceDefinition",
+);

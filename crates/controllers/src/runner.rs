@@ -73,7 +73,7 @@ pub(crate) async fn run_table(
 async fn start(controller: &'static Controller, context: TaskContext) {
     match controller.work {
         Work::Task(task) => task(context).await,
-        Work::Reconcile(reconcile) => Runner::start(controller, reconcile, context).await,
+        Work::Reconcile(_) | Work::Act(_) => Runner::start(controller, context).await,
     }
 }
 
@@ -163,7 +163,6 @@ type Reconcile = fn(&Key, &World, stdx::Timestamp) -> Plan;
 
 struct Runner {
     controller: &'static Controller,
-    reconcile: Reconcile,
     context: TaskContext,
     world: World,
     applier: Applier,
@@ -173,7 +172,7 @@ struct Runner {
 
 impl Runner {
     /// Watches, and works on keys with as many workers as the controller wants, until cancelled.
-    async fn start(controller: &'static Controller, reconcile: Reconcile, context: TaskContext) {
+    async fn start(controller: &'static Controller, context: TaskContext) {
         let mut resources = vec![controller.primary];
         resources.extend(controller.watches.iter().map(|watch| watch.resource));
         let informers: BTreeMap<Resource, Informer> =
@@ -200,7 +199,7 @@ impl Runner {
             recorder: context.recorder.clone(),
         };
         let env = context.env.clone();
-        let runner = Arc::new(Self { controller, reconcile, context, world, applier, queue, metrics });
+        let runner = Arc::new(Self { controller, context, world, applier, queue, metrics });
         let workers: Vec<_> = (0..controller.workers.max(1))
             .map(|_| {
                 let runner = runner.clone();
@@ -248,7 +247,12 @@ impl Runner {
 
     /// Decides and acts once; returns when to look again.
     async fn once(&self, key: &Key) -> Result<Option<Duration>, Error> {
-        let plan = self.decide(key)?;
+        let reconcile = match self.controller.work {
+            Work::Reconcile(reconcile) => reconcile,
+            Work::Act(act) => return act(self.context.clone(), self.world.clone(), key.clone()).await,
+            Work::Task(_) => return Ok(None),
+        };
+        let plan = self.decide(reconcile, key)?;
         debug_assert!(self.permitted(&plan), "{}: rbac lacks a verb of {plan:?}", self.controller.name);
         let (expectations, outcome) = self.applier.apply(&plan).await;
         self.observe(&expectations).await;
@@ -269,9 +273,9 @@ impl Runner {
         }
     }
 
-    fn decide(&self, key: &Key) -> Result<Plan, Error> {
+    fn decide(&self, reconcile: Reconcile, key: &Key) -> Result<Plan, Error> {
         let now = self.context.env.now();
-        catch_unwind(AssertUnwindSafe(|| (self.reconcile)(key, &self.world, now))).map_err(|panic| {
+        catch_unwind(AssertUnwindSafe(|| reconcile(key, &self.world, now))).map_err(|panic| {
             let text = panic_text(&*panic).to_owned();
             self.context.env.count_panic();
             QueueMetrics::count(&self.metrics.panics);
