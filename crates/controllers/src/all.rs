@@ -19,4 +19,9 @@ controllers! {
     serviceaccount
     root_ca
     namespace
+    node_lifecycle
+    taint_eviction
+    pod_gc
+    node_ipam
+    load_balancer_pool
 }

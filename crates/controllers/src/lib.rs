@@ -27,6 +27,7 @@ pub mod resources;
 pub mod runner;
 pub mod selector;
 pub mod service_pods;
+pub mod taints;
 pub mod views;
 
 #[cfg(test)]

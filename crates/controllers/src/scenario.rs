@@ -8,6 +8,8 @@
 //! | `apply` | creates or replaces objects |
 //! | `tick 30s` | lets time pass |
 //! | `kubelet ready` / `kubelet unready IMAGE` | runs every pod; those of an image never become ready |
+//! | `node NAME` | adds a node whose agent lives (`node-1` is there from the start) |
+//! | `kill NAME` | its agent says nothing any more |
 //! | `delete RESOURCE NAME` | removes an object without further ado |
 //! | `delay watches 2s` | every watch lags |
 //! | `refuse creates of RESOURCE` / `allow creates` | |
@@ -46,6 +48,8 @@ struct Scenario {
     /// Pods of this image never become ready.
     unready: Option<String>,
     serving_at_least: Option<usize>,
+    /// Nodes whose agents live.
+    alive: Vec<String>,
 }
 
 fn run(text: &str) {
@@ -65,7 +69,9 @@ fn run(text: &str) {
             }
         };
         let task = env.spawn("controllers", controllers);
-        let mut scenario = Scenario { env: env.clone(), api, unready: None, serving_at_least: None };
+        let mut scenario =
+            Scenario { env: env.clone(), api, unready: None, serving_at_least: None, alive: Vec::new() };
+        scenario.add_node("node-1");
         scenario.tick(Duration::from_secs(1)).await;
         scenario.play(text).await;
         cancel.cancel();
@@ -106,6 +112,8 @@ impl Scenario {
                 self.unready = Some((*image).to_owned());
                 self.kubelet();
             }
+            ["node", name] => self.add_node(name),
+            ["kill", name] => self.alive.retain(|node| node != name),
             ["delete", resource, name] => self.api.delete(resource, name),
             ["delete", "one", "of", resource] => {
                 let first = self.api.list(resource).first().map(|o| o.name().to_owned());
@@ -157,9 +165,42 @@ impl Scenario {
         }
     }
 
-    /// Binds pods to the one node, runs them, ends those that are to go.
+    fn add_node(&mut self, name: &str) {
+        self.alive.push(name.to_owned());
+        let now = self.env.now().rfc3339();
+        let node = value!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {},
+            "status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}]},
+        });
+        self.api.put("nodes", Object::from_value(node).expect("a map"));
+        self.renew_lease(name);
+    }
+
+    fn renew_lease(&self, node: &str) {
+        let mut lease = Object::new("coordination.k8s.io/v1", "Lease", "kube-node-lease", node);
+        lease.set_at(&["spec", "renewTime"], self.env.now().rfc3339_micro());
+        self.api.put("leases", lease);
+    }
+
+    /// The first living node without taints.
+    fn place(&self) -> Option<String> {
+        let untainted = |name: &&String| {
+            let node = self.api.get("nodes", name);
+            node.is_some_and(|node| node.list_at(&["spec", "taints"]).is_empty())
+        };
+        self.alive.iter().find(untainted).cloned()
+    }
+
+    /// Agents: binds pods to a living node, runs them, ends those that are to go, renews Leases.
     fn kubelet(&self) {
+        for node in &self.alive {
+            self.renew_lease(node);
+        }
         for mut pod in self.api.list("pods") {
+            let node = pod.str_at(&["spec", "nodeName"]).to_owned();
+            if !node.is_empty() && !self.alive.contains(&node) {
+                continue;
+            }
             if pod.is_deleting() {
                 let name = pod.name().to_owned();
                 self.api.delete("pods", &name);
@@ -173,7 +214,8 @@ impl Scenario {
                 continue;
             }
             if pod.str_at(&["spec", "nodeName"]).is_empty() {
-                pod.set_at(&["spec", "nodeName"], "node-1");
+                let Some(node) = self.place() else { continue };
+                pod.set_at(&["spec", "nodeName"], node);
             }
             let now = self.env.now().rfc3339();
             let ip = format!("10.1.0.{}", 1 + pod.revision().unwrap_or(0) % 250);
@@ -230,4 +272,5 @@ scenarios! {
     rollout
     late_watches
     refused
+    node_loss
 }
