@@ -2,7 +2,7 @@
 //! this run: `serve [DIRECTORY] [PORT]` writes `admin.kubeconfig` into the directory and serves
 //! until it is interrupted. For trying the real kubectl; not a way to run a cluster.
 
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose as Usage, IsCa, Issuer, KeyPair};
 use stdx::{CancellationToken, Env};
@@ -19,8 +19,8 @@ async fn main() -> Result<(), AnyError> {
     std::fs::create_dir_all(&directory)?;
 
     let env = Env::real();
-    let store = store::embedded::Embedded::open(env.clone(), directory.join("store")).await?;
-    let registry = registry::Registry::open(env.clone(), Arc::new(store), registry::Options::default());
+    let store = store::embedded::Embedded::open(&env, &directory.join("store"), Default::default()).await?;
+    let registry = registry::Registry::open(env.clone(), store, registry::Options::default());
     let (ca, ca_key) = authority()?;
     let issuer = Issuer::new(ca.clone(), ca_key);
     let ca_pem = ca.self_signed(issuer.key())?.pem();

@@ -3,7 +3,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use crate::{
     Server, UserInfo,
     authn::{Identity, Outcome, anonymous},
     authz,
-    body::Body,
+    body::{self, Body},
     handlers, impersonation, negotiate,
     query::Query,
     request_info::RequestInfo,
@@ -35,11 +35,20 @@ pub struct Call {
     /// The query as it came, for requests that are passed on.
     pub raw_query: String,
     pub headers: HeaderMap,
-    pub body: Body,
+    /// Behind a lock only so that a call can be shared between threads; see [`Call::take_body`].
+    pub body: Mutex<Body>,
     /// The connection behind the request, when its client wants to speak another protocol.
     pub upgrade: Option<OnUpgrade>,
     pub user: Arc<UserInfo>,
     pub context: RequestContext,
+}
+
+impl Call {
+    /// The request's body; empty the second time.
+    pub fn take_body(&mut self) -> Body {
+        let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(body, body::empty())
+    }
 }
 
 /// Runs the chain.
@@ -152,7 +161,7 @@ impl Run {
             query,
             raw_query,
             headers: parts.headers,
-            body,
+            body: Mutex::new(body),
             upgrade,
             user,
             context,

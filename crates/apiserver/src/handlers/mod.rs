@@ -84,7 +84,7 @@ impl Call {
 
     /// The whole body.
     pub async fn read_body(&mut self) -> Result<Bytes, Status> {
-        let body = std::mem::replace(&mut self.body, body::empty());
+        let body = self.take_body();
         body::read(body, MAX_REQUEST_BYTES).await.map_err(|error| match error {
             ReadError::TooLarge { limit } => {
                 let text = format!("Request entity too large: limit is {limit}");

@@ -157,7 +157,7 @@ pub async fn proxy(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
     if wants_upgrade(&call.headers) && call.upgrade.is_some() {
         return join(call, stream, &uri, &host).await;
     }
-    let body = std::mem::replace(&mut call.body, body::empty());
+    let body = call.take_body();
     let request = passed_on(call.method.clone(), &uri, &call.headers, &host, body)?;
     let answer = exchange(call, stream, request).await?;
     let (mut parts, body) = answer.into_parts();
