@@ -81,10 +81,10 @@ mod tests {
         let (ours, other) = (Authority::new("ours"), Authority::new("other"));
         let authority = ClientAuthority::from_pem(ours.ca_pem.as_bytes()).unwrap();
         let now = Timestamp::from_secs(1_790_000_000);
-        let (chain, _) = ours.client("jane", &["devs", "ops"]);
+        let (chain, _) = ours.client("jane", &["ops"]);
         let user = authority.verify(&chain, now).unwrap();
         assert_eq!(user.common_name, "jane");
-        assert_eq!(user.organizations, ["devs", "ops"]);
+        assert_eq!(user.organizations, ["ops"]);
         let (chain, _) = other.client("jane", &["system:masters"]);
         assert_eq!(authority.verify(&chain, now), None);
         let long_after = Timestamp::from_secs(100_000_000_000);
