@@ -1,5 +1,7 @@
 //! The table of kinds that have particulars. A kind that is not in it is served by [`Plain`].
 
+mod rbac;
+
 use std::sync::Arc;
 
 use crate::strategy::{Plain, Strategy};
@@ -7,7 +9,12 @@ use crate::strategy::{Plain, Strategy};
 type Line = (&'static str, &'static str, fn() -> Arc<dyn Strategy>);
 
 /// One line per kind: group, resource, strategy.
-const KINDS: &[Line] = &[];
+const KINDS: &[Line] = &[
+    ("rbac.authorization.k8s.io", "clusterrolebindings", rbac::strategy),
+    ("rbac.authorization.k8s.io", "clusterroles", rbac::strategy),
+    ("rbac.authorization.k8s.io", "rolebindings", rbac::strategy),
+    ("rbac.authorization.k8s.io", "roles", rbac::strategy),
+];
 
 /// The strategy of a resource; `group` is the one that it is stored in.
 pub fn strategy(group: &str, resource: &str) -> Arc<dyn Strategy> {
