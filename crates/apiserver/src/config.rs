@@ -1,6 +1,6 @@
 //! What a server is told at its start.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use crate::{
     authn::x509::AuthorityError,
@@ -26,6 +26,11 @@ pub struct ServerConfig {
     pub max_token_expiration: Option<Duration>,
     /// `HOST:PORT` by which clients outside reach the server, for discovery.
     pub external_address: String,
+    /// Where pods reach the server: the endpoint behind the `kubernetes` Service. `None` leaves
+    /// that Service without endpoints of this server.
+    pub advertise: Option<(IpAddr, u16)>,
+    /// Other servers share the store: their endpoints stay beside this one's.
+    pub one_of_many: bool,
     pub dialler: Arc<dyn NodeDialler>,
     /// Requests served at once; those that stream are not counted.
     pub max_read_only_in_flight: usize,
@@ -60,6 +65,8 @@ impl ServerConfig {
             api_audiences: Vec::new(),
             max_token_expiration: None,
             external_address: "127.0.0.1:6443".into(),
+            advertise: None,
+            one_of_many: false,
             dialler: Arc::new(NoNodes),
             max_read_only_in_flight: 400,
             max_mutating_in_flight: 200,

@@ -22,7 +22,10 @@ use std::io::Write;
 use api::{GroupVersionKind, GroupVersionResource, Status};
 use bytes::Bytes;
 use http::{Response, header};
-use machinery::Object;
+use machinery::{
+    Object,
+    fields::{self, FieldValidation},
+};
 
 use crate::{
     Server,
@@ -30,7 +33,7 @@ use crate::{
     negotiate::{self, Accepted},
     pipeline::Call,
     request_info::RequestInfo,
-    respond, wire,
+    respond,
 };
 
 /// Responses of this size and more are compressed for clients that take it.
@@ -94,11 +97,20 @@ impl Call {
         })
     }
 
-    /// The body as an object of a kind, unknown fields left as they are.
-    pub async fn read_object(&mut self, expected: &GroupVersionKind) -> Result<Object, Status> {
+    /// The body as an object of a kind. Unknown fields and fields that stand twice are dropped,
+    /// warned about or refused.
+    pub async fn read_object(
+        &mut self,
+        expected: &GroupVersionKind,
+        validation: FieldValidation,
+    ) -> Result<Object, Status> {
         let format = negotiate::request(&self.headers)?;
         let body = self.read_body().await?;
-        Ok(wire::decode(&body, format, expected)?.object)
+        let (object, warnings) = fields::decode_body(&body, format, expected, validation)?;
+        for warning in warnings {
+            self.context.warn(warning);
+        }
+        Ok(object)
     }
 
     /// A response of these bytes, compressed when that is worth it and wanted.

@@ -3,18 +3,10 @@
 use std::time::Duration;
 
 use api::{Cause, Status};
-use machinery::{Object, Value};
+use machinery::{Object, Value, fields::FieldValidation};
 use registry::{DeleteOptions, GetOptions, ListOptions, Propagation};
 
 use crate::{Server, query::Query};
-
-/// Fields that a body has but its type lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FieldValidation {
-    Ignore,
-    Warn,
-    Strict,
-}
 
 /// What create, update and patch have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +19,11 @@ pub fn write(kind: &str, query: &Query) -> Result<WriteOptions, Status> {
     let mut causes = Vec::new();
     check_dry_run(query, &mut causes);
     check_manager(query.text("fieldManager"), &mut causes);
-    let field_validation = match query.text("fieldValidation") {
-        "Ignore" => FieldValidation::Ignore,
-        "" | "Warn" => FieldValidation::Warn,
-        "Strict" => FieldValidation::Strict,
-        other => {
-            causes.push(unsupported("fieldValidation", other, &["Ignore", "Strict", "Warn"]));
-            FieldValidation::Warn
-        }
-    };
+    let text = query.text("fieldValidation");
+    let field_validation = FieldValidation::parse(text).unwrap_or_else(|| {
+        causes.push(unsupported("fieldValidation", text, &["Ignore", "Strict", "Warn"]));
+        FieldValidation::Warn
+    });
     invalid_when(kind, causes)?;
     Ok(WriteOptions { field_validation })
 }

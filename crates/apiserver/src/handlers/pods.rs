@@ -13,8 +13,8 @@ use crate::{body::Body, negotiate::Accepted, pipeline::Call, respond};
 /// `pods/binding`: puts a pod on a node.
 pub async fn bind(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
-    options::write("CreateOptions", &call.query)?;
-    let binding = call.read_object(&GroupVersionKind::new("", "v1", "Binding")).await?;
+    let write = options::write("CreateOptions", &call.query)?;
+    let binding = call.read_object(&GroupVersionKind::new("", "v1", "Binding"), write.field_validation).await?;
     let name = call.info.name.clone();
     bind_pod(call, resource, &name, binding, &accepted).await
 }
@@ -22,8 +22,8 @@ pub async fn bind(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<
 /// `bindings`: the same, with the pod's name in the body.
 pub async fn bind_legacy(call: &mut Call) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
-    options::write("CreateOptions", &call.query)?;
-    let binding = call.read_object(&GroupVersionKind::new("", "v1", "Binding")).await?;
+    let write = options::write("CreateOptions", &call.query)?;
+    let binding = call.read_object(&GroupVersionKind::new("", "v1", "Binding"), write.field_validation).await?;
     let pods = GroupVersionResource::fixed("", "v1", "pods");
     let resource = call.server.data.registry().resource(&pods).ok_or_else(|| Status::not_found("", "pods", ""))?;
     let name = binding.name().to_owned();
@@ -117,8 +117,7 @@ fn set_condition(pod: &mut Object, condition: Value) {
 pub async fn evict(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
     let write = options::write("CreateOptions", &call.query)?;
-    let _ = write;
-    let eviction = call.read_object(&GroupVersionKind::new("policy", "v1", "Eviction")).await?;
+    let eviction = call.read_object(&GroupVersionKind::new("policy", "v1", "Eviction"), write.field_validation).await?;
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     if !eviction.name().is_empty() && eviction.name() != name {
         return Err(Status::bad_request(format!(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::{GroupVersionKind, Status};
 use bytes::Bytes;
 use http::Response;
-use machinery::{Map, Object, Value, codec};
+use machinery::{Map, Object, Value, codec, fields};
 use registry::{
     CreateOptions, Deleted, ListResult, Resource, UpdateOptions,
     table::{self, IncludeObject, TableContext},
@@ -15,7 +15,6 @@ use stdx::Timestamp;
 use super::options;
 use crate::{
     body::Body,
-    decode,
     negotiate::{self, Accepted, Format, Shape},
     pipeline::Call,
     respond, wire,
@@ -43,9 +42,7 @@ pub async fn list(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<
 pub async fn create(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
     let write = options::write("CreateOptions", &call.query)?;
-    let format = negotiate::request(&call.headers)?;
-    let body = call.read_body().await?;
-    let mut object = decode::object(&body, format, resource.info(), &write, &call.context)?;
+    let mut object = call.read_object(&resource.info().gvk, write.field_validation).await?;
     place(call, resource, &mut object)?;
     let stored = resource
         .create(&call.context, &call.info.namespace, object, &CreateOptions::default(), &call.server.admission)
@@ -56,9 +53,7 @@ pub async fn create(call: &mut Call, resource: &Arc<Resource>) -> Result<Respons
 pub async fn update(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
     let write = options::write("UpdateOptions", &call.query)?;
-    let format = negotiate::request(&call.headers)?;
-    let body = call.read_body().await?;
-    let mut object = decode::object(&body, format, resource.info(), &write, &call.context)?;
+    let mut object = call.read_object(&resource.info().gvk, write.field_validation).await?;
     check_name(call, &object)?;
     place(call, resource, &mut object)?;
     let replace = move |_: Option<&Object>| Ok(object.clone());
@@ -114,14 +109,14 @@ async fn read_delete_options(call: &mut Call) -> Result<Option<Object>, Status> 
         return Ok(None);
     }
     let format = negotiate::request(&call.headers)?;
-    let (value, _) = codec::parse(&body, format).map_err(|error| Status::bad_request(error.to_string()))?;
-    let object = Object::from_value(value).ok_or_else(|| Status::bad_request("DeleteOptions must be an object"))?;
-    let kind = object.kind();
-    if !kind.is_empty() && kind != "DeleteOptions" {
-        let gvk = GroupVersionKind::new("", "v1", "DeleteOptions");
-        return Err(wire::unreadable_text(&format!("decoded object cannot be converted to DeleteOptions: {kind}"), &gvk));
+    let kind = GroupVersionKind::new("", "v1", "DeleteOptions");
+    // Clients name the kind in the group of the resource as well.
+    let parsed = codec::parse(&body, format).map_err(|error| Status::bad_request(error.to_string()))?.0;
+    let object = Object::from_value(parsed).ok_or_else(|| Status::bad_request("DeleteOptions must be an object"))?;
+    match object.kind() {
+        "" | "DeleteOptions" => Ok(Some(object)),
+        other => Err(fields::not_handled(&kind, &format!("decoded object cannot be converted to DeleteOptions: {other}"))),
     }
-    Ok(Some(object))
 }
 
 /// Puts the namespace of the URL into an object that names none; another one is an error.

@@ -20,16 +20,16 @@ pub async fn serve(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
             send(&scale_of(&object, paths), &accepted)
         }
         "update" => {
-            options::write("UpdateOptions", &call.query)?;
-            let wanted = call.read_object(&kind()).await?;
+            let write = options::write("UpdateOptions", &call.query)?;
+            let wanted = call.read_object(&kind(), write.field_validation).await?;
             check_name(call, &wanted)?;
             let change = move |current: Option<&Object>| rescale(current, paths, |_| Ok(wanted.clone()));
-            write(call, resource, paths, &change, &accepted).await
+            store(call, resource, paths, &change, &accepted).await
         }
         "patch" => {
             let patch = patch::Patch::read(call, &kind()).await?;
             let change = move |current: Option<&Object>| rescale(current, paths, |scale| patch.apply_to(scale));
-            write(call, resource, paths, &change, &accepted).await
+            store(call, resource, paths, &change, &accepted).await
         }
         _ => Ok(no_such_method()),
     }
@@ -39,7 +39,7 @@ pub fn kind() -> GroupVersionKind {
     GroupVersionKind::new("autoscaling", "v1", "Scale")
 }
 
-async fn write(
+async fn store(
     call: &Call,
     resource: &Arc<Resource>,
     paths: &Scale,

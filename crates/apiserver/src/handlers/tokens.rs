@@ -7,7 +7,7 @@ use http::Response;
 use machinery::{Map, Object, Value};
 use registry::{GetOptions, Resource};
 
-use super::reviews::user_value;
+use super::{options, reviews::user_value};
 use crate::{
     authn::service_account::Bound,
     body::Body,
@@ -20,8 +20,9 @@ const GROUP: &str = "authentication.k8s.io";
 /// `TokenRequest` below a service account.
 pub async fn request(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
+    let write = options::write("CreateOptions", &call.query)?;
     let kind = GroupVersionKind::new(GROUP, "v1", "TokenRequest");
-    let mut request = call.read_object(&kind).await?;
+    let mut request = call.read_object(&kind, write.field_validation).await?;
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     let account = resource.get(&namespace, &name, &GetOptions::default()).await?.object()?;
     let seconds = request.i64_at(&["spec", "expirationSeconds"]).unwrap_or(3600);

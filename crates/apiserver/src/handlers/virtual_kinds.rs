@@ -7,7 +7,7 @@ use http::Response;
 use machinery::{Object, value};
 use registry::ResourceInfo;
 
-use super::{no_such_method, pods, reviews, tokens};
+use super::{no_such_method, options, pods, reviews, tokens};
 use crate::{body::Body, pipeline::Call, request_info::RequestInfo, respond, wire};
 
 /// Which handler computes a kind.
@@ -80,8 +80,9 @@ impl Virtual {
 
     async fn review(self, call: &mut Call) -> Result<Response<Body>, Status> {
         let accepted = call.accepted(false)?;
+        let write = options::write("CreateOptions", &call.query)?;
         let kind = kind_of(&call.info).ok_or_else(|| Status::not_found("", &call.info.resource, ""))?;
-        let mut object = call.read_object(&kind).await?;
+        let mut object = call.read_object(&kind, write.field_validation).await?;
         match self {
             Self::AccessReview => reviews::access(call, &mut object)?,
             Self::SelfAccessReview => reviews::self_access(call, &mut object)?,
