@@ -21,11 +21,6 @@ impl Server {
     /// roles and bindings, where they are missing. Done again at each start, so that what an
     /// administrator deleted by mistake comes back.
     pub async fn bootstrap(self: &Arc<Self>) -> Result<(), Error> {
-        for desired in bootstrap::desired() {
-            let resource = bootstrap::resource_of(desired.kind());
-            let plan = |existing: Option<&Object>| bootstrap::reconcile(&desired, existing);
-            self.write("rbac.authorization.k8s.io", resource, &desired, &plan).await?;
-        }
         let options = self.data.registry().options();
         let facts = Facts {
             client_ca_pem: &self.config.client_ca_pem,
@@ -40,6 +35,11 @@ impl Server {
                 (Some(old), Some(update)) => Some(update(old, &desired.object)).filter(|new| new != old),
             };
             self.write(desired.group, desired.resource, &desired.object, &plan).await?;
+        }
+        for desired in bootstrap::desired() {
+            let resource = bootstrap::resource_of(desired.kind());
+            let plan = |existing: Option<&Object>| bootstrap::reconcile(&desired, existing);
+            self.write("rbac.authorization.k8s.io", resource, &desired, &plan).await?;
         }
         self.health.bootstrapped.store(true, Ordering::Release);
         Ok(())
