@@ -28,6 +28,7 @@ pub mod nft_ruleset;
 pub mod pinned;
 pub mod process;
 pub mod pty;
+pub mod ready;
 pub mod routes;
 pub mod seccomp;
 pub mod syscalls;

@@ -11,6 +11,14 @@ pub use rustix::process::Pid;
 
 use crate::check;
 
+/// Signals by their number.
+pub mod signal {
+    pub const TERM: i32 = libc::SIGTERM;
+    pub const KILL: i32 = libc::SIGKILL;
+    pub const PIPE: i32 = libc::SIGPIPE;
+    pub const CHILD: i32 = libc::SIGCHLD;
+}
+
 /// Namespaces for [`clone_into`], [`unshare`] and [`set_namespaces`], as `CLONE_NEW*` bits.
 pub mod ns {
     pub const MOUNT: u64 = libc::CLONE_NEWNS as u64;
@@ -94,12 +102,12 @@ pub fn clone_into(how: CloneOptions<'_>) -> io::Result<Forked> {
 }
 
 fn refuse_threads() -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    // One link for each thread's directory beside the usual two.
-    match fs::metadata("/proc/self/task")?.nlink() {
-        0..=3 => Ok(()),
-        links => Err(io::Error::other(format!("a process of {} threads cannot fork", links - 2))),
-    }
+    // Asking to leave the thread group changes nothing where there is only one thread, and is
+    // refused where there are more (unshare(2)).
+    // SAFETY: without other threads the call has no effect.
+    check(unsafe { libc::unshare(libc::CLONE_THREAD) })
+        .map(drop)
+        .map_err(|_| io::Error::other("a process with more than one thread cannot fork"))
 }
 
 /// Moves the calling thread into new namespaces (`unshare`).

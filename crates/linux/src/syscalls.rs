@@ -6,7 +6,7 @@ pub fn number(name: &str) -> Option<i64> {
         let found = table.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
         Some(table[found].1)
     };
-    of(COMMON).or_else(|| of(OWN))
+    of(COMMON).or_else(|| of(OWN)).or_else(|| of(RECENT))
 }
 
 /// Calls that x86-64 and arm64 share, sorted by name.
@@ -316,6 +316,26 @@ const COMMON: &[(&str, i64)] = &[
     ("writev", libc::SYS_writev),
 ];
 
+/// Calls younger than the library's list, numbered alike everywhere, sorted by name.
+#[rustfmt::skip]
+const RECENT: &[(&str, i64)] = &[
+    ("cachestat", 451),
+    ("futex_requeue", 456),
+    ("futex_wait", 455),
+    ("futex_wake", 454),
+    ("getxattrat", 464),
+    ("listmount", 458),
+    ("listxattrat", 465),
+    ("lsm_get_self_attr", 459),
+    ("lsm_list_modules", 461),
+    ("lsm_set_self_attr", 460),
+    ("map_shadow_stack", 453),
+    ("open_tree_attr", 467),
+    ("removexattrat", 466),
+    ("setxattrat", 463),
+    ("statmount", 457),
+];
+
 /// Calls that only this architecture has, sorted by name.
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
@@ -343,6 +363,7 @@ const OWN: &[(&str, i64)] = &[
     ("getpmsg", libc::SYS_getpmsg),
     ("getrlimit", libc::SYS_getrlimit),
     ("inotify_init", libc::SYS_inotify_init),
+    ("io_pgetevents", 333),
     ("ioperm", libc::SYS_ioperm),
     ("iopl", libc::SYS_iopl),
     ("lchown", libc::SYS_lchown),
@@ -372,6 +393,7 @@ const OWN: &[(&str, i64)] = &[
     ("time", libc::SYS_time),
     ("tuxcall", libc::SYS_tuxcall),
     ("unlink", libc::SYS_unlink),
+    ("uretprobe", 335),
     ("uselib", libc::SYS_uselib),
     ("ustat", libc::SYS_ustat),
     ("utime", libc::SYS_utime),
@@ -383,6 +405,7 @@ const OWN: &[(&str, i64)] = &[
 #[cfg(target_arch = "aarch64")]
 #[rustfmt::skip]
 const OWN: &[(&str, i64)] = &[
+    ("io_pgetevents", 292),
 ];
 
 #[cfg(test)]
@@ -391,7 +414,7 @@ mod tests {
 
     #[test]
     fn tables_are_sorted_so_that_every_name_is_found() {
-        for (name, number_of_it) in COMMON.iter().chain(OWN) {
+        for (name, number_of_it) in COMMON.iter().chain(OWN).chain(RECENT) {
             assert_eq!(number(name), Some(*number_of_it), "{name}");
         }
         assert_eq!(number("no_such_call"), None);
