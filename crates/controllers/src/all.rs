@@ -24,4 +24,7 @@ controllers! {
     pod_gc
     node_ipam
     load_balancer_pool
+    csr_approving
+    csr_signing
+    csr_cleaner
 }

@@ -17,6 +17,7 @@
 
 mod all;
 pub mod apply;
+pub mod certificates;
 pub mod conditions;
 pub mod config;
 pub mod discovery;
