@@ -27,4 +27,5 @@ controllers! {
     csr_approving
     csr_signing
     csr_cleaner
+    garbage_collector
 }

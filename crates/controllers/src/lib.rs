@@ -45,6 +45,9 @@ pub enum Error {
     /// The API server refused a write or could not be asked.
     #[error(transparent)]
     Client(#[from] client::Error),
+    /// An owner reference names a kind that the server does not have, or not yet.
+    #[error("the server has no kind {kind} in {api_version}")]
+    UnknownKind { api_version: String, kind: String },
     /// The `reconcile` function panicked; the key is tried again.
     #[error("reconcile panicked: {0}")]
     Panic(String),
