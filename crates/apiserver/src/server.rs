@@ -31,7 +31,6 @@ use crate::{
     feeds,
     health::Health,
     metrics::Metrics,
-    openapi::OpenApi,
     pipeline,
     tls::{self, ServingCertificate, TlsError},
 };
@@ -47,7 +46,6 @@ pub struct Server {
     pub(crate) service_accounts: Arc<ServiceAccounts>,
     pub(crate) metrics: Metrics,
     pub(crate) health: Health,
-    pub(crate) openapi: OpenApi,
     pub(crate) read_only: Arc<Semaphore>,
     pub(crate) mutating: Arc<Semaphore>,
     /// Cancelled when the server shuts down: watches end, new requests are refused.
@@ -82,7 +80,6 @@ impl Server {
             },
             admission: Chain::new(&env, &data, &authorizer, &config),
             health: Health::default(),
-            openapi: OpenApi::default(),
             metrics: Metrics::default(),
             read_only: Arc::new(Semaphore::new(config.max_read_only_in_flight)),
             mutating: Arc::new(Semaphore::new(config.max_mutating_in_flight)),
