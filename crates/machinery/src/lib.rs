@@ -13,6 +13,7 @@ pub mod defaults;
 pub mod fields;
 pub mod json;
 pub mod object;
+pub mod patch;
 pub mod scalars;
 pub mod selector;
 mod shape;
