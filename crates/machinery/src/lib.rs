@@ -8,6 +8,7 @@
 //! Invariants: no I/O, no clock. A [`Map`] is sorted by key and holds each key once, so equal
 //! objects encode to equal bytes.
 
+pub mod apply;
 pub mod codec;
 pub mod defaults;
 pub mod fields;
