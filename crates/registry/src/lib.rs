@@ -11,10 +11,13 @@
 //! was computed from. A cached form is never the source of a write. Objects are held as bytes;
 //! a tree lives for one request.
 
+mod allocation;
 mod cache;
 mod codec;
 mod compare;
+mod edit;
 pub mod errors;
+pub mod facts;
 mod generic;
 mod info;
 pub mod kinds;

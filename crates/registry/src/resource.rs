@@ -215,7 +215,7 @@ impl Resource {
 
     /// Upstream's bookmarks are whole objects of their kind, so empty structs show.
     pub(crate) fn bookmark_zero_values(&self, object: &mut Object) {
-        let Some(ty) = api::schema::schema().type_of_kind(&self.info.gvk) else { return };
+        let Some(ty) = api::schema().type_of_kind(&self.info.gvk) else { return };
         for field in &ty.fields {
             let is_struct = matches!(field.ty, api::schema::FieldType::Ref(_));
             if is_struct && !field.pointer && field.name != "metadata" {
@@ -256,7 +256,7 @@ pub(crate) fn open(
 /// Every stored resource that the schema serves, versions of one kind together.
 pub(crate) fn open_builtin(shared: &Arc<Shared>) -> BTreeMap<GroupVersionResource, Arc<Resource>> {
     let mut by_prefix: BTreeMap<&str, Vec<ResourceInfo>> = BTreeMap::new();
-    for resource in api::schema::schema().served().filter(|r| !r.storage_prefix.is_empty()) {
+    for resource in api::schema().served().filter(|r| !r.storage_prefix.is_empty()) {
         by_prefix.entry(resource.storage_prefix).or_default().push(info(resource));
     }
     let mut all = BTreeMap::new();

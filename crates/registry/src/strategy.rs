@@ -48,7 +48,7 @@ pub trait Strategy: Send + Sync + 'static {
     }
 
     /// Claims what a create or update needs of others (addresses, ports), once per attempt,
-    /// after validation of the fields.
+    /// after validation of the fields. A dry run looks, but claims nothing.
     async fn allocate(&self, _at: &Resource, _cx: &RequestContext, _new: &mut Object, _old: Option<&Object>) -> Result<(), Status> {
         Ok(())
     }
@@ -99,10 +99,22 @@ pub trait Strategy: Send + Sync + 'static {
         object.str_at(&path).into()
     }
 
+    /// The answer to a field selector that the kind does not know.
+    fn unsupported_field(&self, field: &str) -> String {
+        if self.selectable_fields().is_empty() {
+            format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        } else {
+            format!("field label not supported: {field}")
+        }
+    }
+
     /// Kinds that die gracefully give the period in seconds, others `None`.
     fn grace_period_seconds(&self, _object: &Object, _options: &DeleteOptions) -> Option<i64> {
         None
     }
+
+    /// Called on the state that a delete writes when the object must stay for a while.
+    fn mark_deleting(&self, _object: &mut Object) {}
 
     /// Whether an object whose finalizers are empty and whose deletion is due goes away.
     fn may_go(&self, _object: &Object) -> bool {
@@ -163,11 +175,6 @@ pub const APPS_SCALE: Scale = Scale {
     status_replicas: &["status", "replicas"],
     selector: &["spec", "selector"],
 };
-
-/// Serves every kind without a file.
-pub struct Plain;
-
-impl Strategy for Plain {}
 
 /// Causes as the result of a validation.
 pub(crate) fn check(run: impl FnOnce(&mut Errors)) -> Vec<Cause> {

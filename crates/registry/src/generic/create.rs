@@ -88,7 +88,7 @@ pub(super) async fn create_named(
     let written = written.await;
     // What was claimed goes back, unless the object may have been written after all.
     let maybe_written = written.as_ref().is_err_and(|status| status.reason == Reason::Timeout);
-    if cx.dry_run || (written.is_err() && !maybe_written) {
+    if !cx.dry_run && written.is_err() && !maybe_written {
         strategy.release(resource, &object, None).await;
     }
     let object = as_stored(resource, &object, &written?)?;

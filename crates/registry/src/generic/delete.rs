@@ -124,6 +124,7 @@ fn plan(strategy: &dyn Strategy, now: Timestamp, object: &Object, options: &Dele
         Grace::Seconds(_) => Plan::Mark(next),
         _ if held => {
             mark_as_deleting(&mut next, now);
+            strategy.mark_deleting(&mut next);
             if next == *object { Plan::Pending } else { Plan::Mark(next) }
         }
         _ => Plan::Remove,

@@ -102,6 +102,9 @@ pub(crate) fn default(resource: &Resource, object: &mut Object) {
 }
 
 fn default_stored(resource: &Resource, object: &mut Object) {
+    if let Some(kind) = api::schema().kind(&resource.storage.gvk) {
+        machinery::defaults::apply(object.root_mut(), kind.ty);
+    }
     resource.strategy().default(object);
 }
 

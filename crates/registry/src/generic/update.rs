@@ -102,7 +102,9 @@ async fn attempt(
     };
     let written = written.await;
     match &written {
-        Ok(true) if !target.cx.dry_run => strategy.release(resource, &old, Some(&new)).await,
+        // A dry run claimed nothing.
+        _ if target.cx.dry_run => {}
+        Ok(true) => strategy.release(resource, &old, Some(&new)).await,
         // What this try claimed beyond the old object goes back.
         _ => strategy.release(resource, &new, Some(&old)).await,
     }
