@@ -29,6 +29,7 @@
 
 pub mod builtin;
 pub mod cni;
+pub mod dns;
 
 pub mod ipam;
 pub mod pod;
