@@ -25,6 +25,7 @@ controllers! {
     node_ipam
     load_balancer_pool
     csr_approving
+    node_csr_approving
     csr_signing
     csr_cleaner
     garbage_collector

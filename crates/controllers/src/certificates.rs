@@ -143,7 +143,9 @@ impl Request {
         let mut usages: Vec<&str> = self.usages.iter().map(String::as_str).collect();
         usages.retain(|usage| *usage != "key encipherment");
         usages.sort_unstable();
-        if usages == [auth, "digital signature"] {
+        let mut wanted = [auth, "digital signature"];
+        wanted.sort_unstable();
+        if usages == wanted {
             return Ok(());
         }
         rule(format!("usages did not match [{auth} digital signature key encipherment]"))

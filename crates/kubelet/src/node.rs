@@ -274,7 +274,6 @@ impl Reporter {
                 "kubeletVersion": config.version,
                 "kubeProxyVersion": "",
             },
-            "declaredFeatures": ["ExtendWebSocketsToKubelet"],
             "runtimeHandlers": [{ "name": "", "features": { "recursiveReadOnlyMounts": false, "userNamespaces": false } }],
         })
     }

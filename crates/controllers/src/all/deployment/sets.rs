@@ -146,8 +146,7 @@ impl Rollout<'_> {
         }
         self.deployment.object.set_at(&["metadata", "annotations", REVISION], revision);
         let object = self.deployment.object.clone();
-        // Through `status`, as upstream: there an annotation does not raise the generation.
-        self.plan.push(Intent::Update { resource: &DEPLOYMENTS, subresource: "status", object });
+        self.plan.push(Intent::Update { resource: &DEPLOYMENTS, subresource: "", object });
     }
 
     fn copy_annotations(&self, set: &mut Object) -> bool {

@@ -1,0 +1,313 @@
+//! Kubelet, proxy, DNS, pod network and runtime on one machine.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use client::{Client, config::{Connection, Token}};
+use ipnet::IpNet;
+use kubelet::{Kubelet, KubeletConfig};
+use net::pod::{PodNetwork, PodNetworkConfig, PortMapping, Sandbox, Transport};
+use runtime::Runtime;
+use serde::Deserialize;
+use stdx::{CancellationToken, Env, chain};
+
+use super::{agent_socket, identity::{self, Issued, Wanted}, streams};
+
+/// The user under which the node's DNS server reads Services.
+pub const DNS_USER: &str = "system:gantry:dns";
+const PROXY_USER: &str = "system:kube-proxy";
+const PKI_DIR: &str = "/var/lib/kubelet/pki";
+
+/// What an agent is told, by file or by flags.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentConfig {
+    /// `https://host:port`
+    pub server: String,
+    /// `id.secret.HASH`, the hash being SHA-256 of the CA's public key.
+    pub token: String,
+    pub node_name: String,
+    pub node_ip: IpAddr,
+    pub cluster_dns: IpAddr,
+    pub pod_network: String,
+    #[serde(default)]
+    pub fast_failover: bool,
+    /// `unix:///…` of containerd or CRI-O; empty for the embedded runtime.
+    #[serde(default)]
+    pub container_runtime_endpoint: String,
+}
+
+/// Runs a node until cancelled. Containers go on running after that.
+pub async fn run_agent(env: Env, config: AgentConfig, cancel: CancellationToken) -> Result<()> {
+    let identities = Identities::obtain(&env, &config).await?;
+    let pods = pod_network(&env, &config).await?;
+    let (endpoint, streaming, runtime) = open_runtime(&env, &config, &pods).await?;
+    let proxy_client = identities.client(&identities.proxy, "kube-proxy")?;
+    start_routes(&env, &proxy_client, &config, &pods, &cancel);
+    start_proxy(&env, &proxy_client, &config, &cancel)?;
+    start_dns(&env, &identities.client(&identities.dns, "gantry-dns")?, &config, &cancel);
+    let kubelet = Arc::new(Kubelet::new(
+        &env,
+        identities.client(&identities.node, "kubelet")?,
+        kubelet_config(&config),
+        endpoint,
+        streaming,
+        cancel.clone(),
+    ));
+    if let Some(runtime) = runtime {
+        let changed = kubelet.clone();
+        let serve = agent_socket::serve(
+            env.clone(),
+            runtime,
+            move || changed.node_changed(),
+            cancel.clone(),
+        );
+        env.spawn("agent socket", async move {
+            if let Err(error) = serve.await {
+                tracing::error!(%error, "the agent's socket cannot be served");
+            }
+        });
+    }
+    kubelet.run().await;
+    Ok(())
+}
+
+/// Who the node's components are to the API server.
+struct Identities {
+    connection: Connection,
+    node: Issued,
+    serving: Issued,
+    proxy: Issued,
+    dns: Issued,
+}
+
+impl Identities {
+    /// From disk where they are, else by the join token and requests of the node itself.
+    async fn obtain(env: &Env, config: &AgentConfig) -> Result<Self> {
+        let dir = Path::new(PKI_DIR);
+        let connection = trusted_connection(config, dir).await?;
+        let node_user = format!("system:node:{}", config.node_name);
+        let node = match identity::read_valid(env, dir, "kubelet-client") {
+            Some(issued) => issued,
+            None => {
+                let joining = Client::connect(&joining(&connection, config)?, "kubelet")?;
+                let wanted = Wanted {
+                    name: "kubelet-client",
+                    signer: "kubernetes.io/kube-apiserver-client-kubelet",
+                    common_name: &node_user,
+                    organization: Some("system:nodes"),
+                    addresses: &[],
+                    dns_names: &[],
+                    serving: false,
+                };
+                identity::ensure(env, &joining, dir, &wanted).await.context("cannot join the cluster")?
+            }
+        };
+        let own = Client::connect(&with_certificate(&connection, &node), "kubelet")?;
+        let names = [config.node_name.clone()];
+        let addresses = [config.node_ip];
+        let serving = Wanted {
+            name: "kubelet",
+            signer: "kubernetes.io/kubelet-serving",
+            common_name: &node_user,
+            organization: Some("system:nodes"),
+            addresses: &addresses,
+            dns_names: &names,
+            serving: true,
+        };
+        let component = |name, common_name| Wanted {
+            name,
+            signer: "kubernetes.io/kube-apiserver-client",
+            common_name,
+            organization: None,
+            addresses: &[],
+            dns_names: &[],
+            serving: false,
+        };
+        let (proxy, dns) = (component("kube-proxy", PROXY_USER), component("dns", DNS_USER));
+        let (serving, proxy, dns) = futures::try_join!(
+            identity::ensure(env, &own, dir, &serving),
+            identity::ensure(env, &own, dir, &proxy),
+            identity::ensure(env, &own, dir, &dns),
+        )?;
+        Ok(Self { connection, node, serving, proxy, dns })
+    }
+
+    fn client(&self, issued: &Issued, component: &str) -> Result<Client> {
+        Ok(Client::connect(&with_certificate(&self.connection, issued), component)?)
+    }
+}
+
+fn with_certificate(connection: &Connection, issued: &Issued) -> Connection {
+    let certificate = Some((issued.certificate.clone(), issued.key.clone()));
+    Connection { certificate, ..connection.clone() }
+}
+
+/// The server with its CA, which the hash in the token vouches for the first time.
+async fn trusted_connection(config: &AgentConfig, dir: &Path) -> Result<Connection> {
+    let path = dir.join("ca.crt");
+    let ca = match std::fs::read(&path) {
+        Ok(ca) => ca,
+        Err(_) => {
+            let hash = config.token.rsplit('.').next().unwrap_or_default();
+            let ca = client::tls::discover_ca(&config.server, hash)
+                .await
+                .context("cannot verify the server")?;
+            std::fs::create_dir_all(dir)?;
+            cluster::pki::write_private(&path, &ca)?;
+            ca
+        }
+    };
+    Ok(Connection { server: config.server.clone(), ca, ..Connection::default() })
+}
+
+fn joining(connection: &Connection, config: &AgentConfig) -> Result<Connection> {
+    let (token, _) = config.token.rsplit_once('.').context("a join token is id.secret.hash")?;
+    Ok(Connection { token: Some(Token::Fixed(token.to_owned())), ..connection.clone() })
+}
+
+async fn pod_network(env: &Env, config: &AgentConfig) -> Result<PodNetwork> {
+    let settings = PodNetworkConfig { node_ips: vec![config.node_ip], ..PodNetworkConfig::default() };
+    PodNetwork::open(env, settings).await.context("cannot open the pod network")
+}
+
+type OpenRuntime = (cri::Endpoint, Arc<dyn kubelet::Streaming>, Option<Runtime>);
+
+async fn open_runtime(env: &Env, config: &AgentConfig, pods: &PodNetwork) -> Result<OpenRuntime> {
+    if !config.container_runtime_endpoint.is_empty() {
+        let endpoint = cri::Endpoint::connect(&config.container_runtime_endpoint)
+            .await
+            .with_context(|| format!("cannot use {}", config.container_runtime_endpoint))?;
+        return Ok((endpoint, Arc::new(kubelet::streaming::NoStreaming), None));
+    }
+    let settings = runtime::Config {
+        root: "/var/lib/gantry/runtime".into(),
+        state: "/run/gantry/runtime".into(),
+        cgroup_parent: "/gantry-pods".into(),
+        shim: ["gantry".into(), "shim".into()].to_vec(),
+        seccomp_profiles: PathBuf::from("/var/lib/kubelet/seccomp"),
+    };
+    let runtime = Runtime::open(env.clone(), settings, Arc::new(NetworkOfPods(pods.clone())))
+        .await
+        .context("cannot open the container runtime")?;
+    let streaming = streams::Embedded { runtime: runtime.clone(), env: env.clone() };
+    Ok((cri::Endpoint::in_process(Arc::new(runtime.clone())), Arc::new(streaming), Some(runtime)))
+}
+
+/// The pod network as the runtime asks for it.
+struct NetworkOfPods(PodNetwork);
+
+#[tonic::async_trait]
+impl runtime::SandboxNetwork for NetworkOfPods {
+    async fn setup(&self, pod: &runtime::PodNetwork) -> Result<Vec<IpAddr>, runtime::BoxError> {
+        Ok(self.0.setup(&sandbox(pod)).await?)
+    }
+
+    async fn teardown(&self, pod: &runtime::PodNetwork) -> Result<(), runtime::BoxError> {
+        Ok(self.0.teardown(&pod.sandbox_id).await?)
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        self.0.ready().err()
+    }
+}
+
+fn sandbox(pod: &runtime::PodNetwork) -> Sandbox {
+    let mapping = |port: &cri::v1::PortMapping| {
+        let protocol = match port.protocol() {
+            cri::v1::Protocol::Tcp => Transport::Tcp,
+            cri::v1::Protocol::Udp => Transport::Udp,
+            cri::v1::Protocol::Sctp => Transport::Sctp,
+        };
+        let number = |number: i32| u16::try_from(number).ok().filter(|&n| n > 0);
+        Some(PortMapping {
+            protocol,
+            host_ip: port.host_ip.parse().ok(),
+            host_port: number(port.host_port)?,
+            container_port: number(port.container_port)?,
+        })
+    };
+    Sandbox {
+        id: pod.sandbox_id.clone(),
+        netns: pod.netns.clone(),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        port_mappings: pod.port_mappings.iter().filter_map(mapping).collect(),
+    }
+}
+
+/// The lease of a node that is to be missed quickly.
+const FAST_LEASE: Duration = Duration::from_secs(2);
+const FAST_RENEWAL: Duration = Duration::from_millis(500);
+
+fn kubelet_config(config: &AgentConfig) -> KubeletConfig {
+    let mut settings = KubeletConfig::new(&config.node_name);
+    settings.addresses = vec![config.node_ip];
+    settings.cluster_dns = vec![config.cluster_dns];
+    settings.version = super::KUBERNETES_VERSION.into();
+    settings.labels = BTreeMap::new();
+    if config.fast_failover {
+        settings.lease_duration = FAST_LEASE;
+        settings.lease_renew_interval = FAST_RENEWAL;
+    }
+    settings
+}
+
+fn start_routes(
+    env: &Env,
+    client: &Client,
+    config: &AgentConfig,
+    pods: &PodNetwork,
+    cancel: &CancellationToken,
+) {
+    let settings = net::routes::NodeNetConfig {
+        node_name: config.node_name.clone(),
+        encapsulation: net::routes::Encapsulation::default(),
+        tunnel: net::routes::Tunnel::default(),
+        cluster_ranges: config.pod_network.parse::<IpNet>().into_iter().collect(),
+        pods: pods.clone(),
+    };
+    let (for_task, client, cancel) = (env.clone(), client.clone(), cancel.clone());
+    env.spawn("routes", async move {
+        if let Err(error) = net::routes::run(for_task, client, settings, cancel).await {
+            tracing::error!(error = %chain(&error), "the node's routes are not kept");
+        }
+    });
+}
+
+fn start_proxy(
+    env: &Env,
+    client: &Client,
+    config: &AgentConfig,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let pods: IpNet = config.pod_network.parse().context("the pod network is no network")?;
+    let mut settings =
+        proxy::ProxyConfig::for_node(&config.node_name, vec![config.node_ip], vec![pods])
+            .with_own_addresses([config.cluster_dns]);
+    settings.healthz = Some(SocketAddr::from(([0, 0, 0, 0], 10256)));
+    let (for_task, client, cancel) = (env.clone(), client.clone(), cancel.clone());
+    env.spawn("proxy", async move {
+        if let Err(error) = proxy::run(for_task, client, settings, cancel).await {
+            tracing::error!(error = %chain(&error), "the proxy ended");
+        }
+    });
+    Ok(())
+}
+
+fn start_dns(env: &Env, client: &Client, config: &AgentConfig, cancel: &CancellationToken) {
+    let settings = net::dns::DnsConfig::new(vec![config.cluster_dns]);
+    let (for_task, client, cancel) = (env.clone(), client.clone(), cancel.clone());
+    env.spawn("dns", async move {
+        if let Err(error) = net::dns::run(for_task, client, settings, cancel).await {
+            tracing::error!(error = %chain(&error), "the DNS server ended");
+        }
+    });
+}
