@@ -7,8 +7,12 @@ mod apps;
 mod auth;
 mod batch;
 mod cells;
+mod cluster;
+mod networking;
 mod pod_spec;
 mod pod_validation;
+mod policy;
+mod storage;
 
 use std::sync::Arc;
 
@@ -55,6 +59,37 @@ const KINDS: &[Line] = &[
     ("rbac.authorization.k8s.io", "clusterrolebindings", &auth::CLUSTER_ROLE_BINDINGS),
     ("certificates.k8s.io", "certificatesigningrequests", &auth::CERTIFICATE_REQUESTS),
     ("certificates.k8s.io", "clustertrustbundles", &auth::TRUST_BUNDLES),
+    ("storage.k8s.io", "storageclasses", &storage::CLASSES),
+    ("storage.k8s.io", "volumeattributesclasses", &storage::ATTRIBUTES_CLASSES),
+    ("storage.k8s.io", "volumeattachments", &storage::ATTACHMENTS),
+    ("storage.k8s.io", "csinodes", &storage::CSI_NODES),
+    ("storage.k8s.io", "csidrivers", &storage::CSI_DRIVERS),
+    ("storage.k8s.io", "csistoragecapacities", &storage::CSI_CAPACITIES),
+    ("resource.k8s.io", "deviceclasses", &storage::RESOURCE_OBJECTS),
+    ("resource.k8s.io", "resourceclaims", &storage::RESOURCE_CLAIMS),
+    ("resource.k8s.io", "resourceclaimtemplates", &storage::RESOURCE_OBJECTS),
+    ("resource.k8s.io", "resourceslices", &storage::RESOURCE_SLICES),
+    ("networking.k8s.io", "ingresses", &networking::INGRESSES),
+    ("networking.k8s.io", "ingressclasses", &networking::INGRESS_CLASSES),
+    ("networking.k8s.io", "networkpolicies", &networking::NETWORK_POLICIES),
+    ("networking.k8s.io", "servicecidrs", &networking::SERVICE_CIDRS),
+    ("networking.k8s.io", "ipaddresses", &networking::IP_ADDRESSES),
+    ("policy", "poddisruptionbudgets", &policy::BUDGETS),
+    ("autoscaling", "horizontalpodautoscalers", &policy::AUTOSCALERS),
+    ("coordination.k8s.io", "leases", &cluster::LEASES),
+    ("coordination.k8s.io", "leasecandidates", &storage::NAME_AND_AGE),
+    ("scheduling.k8s.io", "priorityclasses", &cluster::PRIORITY_CLASSES),
+    ("node.k8s.io", "runtimeclasses", &cluster::RUNTIME_CLASSES),
+    ("flowcontrol.apiserver.k8s.io", "flowschemas", &cluster::FLOW_SCHEMAS),
+    ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", &cluster::PRIORITY_LEVELS),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", &cluster::VALIDATING_WEBHOOKS),
+    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", &cluster::MUTATING_WEBHOOKS),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies", &cluster::VALIDATING_POLICIES),
+    ("admissionregistration.k8s.io", "mutatingadmissionpolicies", &cluster::MUTATING_POLICIES),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", &cluster::POLICY_BINDINGS),
+    ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings", &cluster::POLICY_BINDINGS),
+    ("apiextensions.k8s.io", "customresourcedefinitions", &cluster::DEFINITIONS),
+    ("apiregistration.k8s.io", "apiservices", &cluster::API_SERVICES),
 ];
 
 /// The strategy of a resource; `group` is the one that it is stored in.
@@ -64,4 +99,10 @@ pub fn strategy(group: &str, resource: &str) -> Arc<dyn Strategy> {
     }
     let line = KINDS.iter().find(|(g, r, _)| *g == group && *r == resource);
     Arc::new(*line.map_or(&PLAIN, |(_, _, facts)| facts))
+}
+
+/// Group and resource of each kind in the table.
+#[cfg(test)]
+pub(crate) fn table() -> impl Iterator<Item = (&'static str, &'static str)> {
+    KINDS.iter().map(|(group, resource, _)| (*group, *resource)).chain([("", "services")])
 }

@@ -1,8 +1,11 @@
 //! `metadata`: what the server owns of it, and its rules.
 
-use machinery::{Map, Object, Value};
+use machinery::{
+    Map, Object, Value,
+    apply::{Context, track_update},
+};
 
-use super::Target;
+use super::{Target, served};
 use crate::{
     ResourceInfo,
     compare::semantically_equal,
@@ -11,13 +14,25 @@ use crate::{
     strategy::NameRule,
 };
 
-/// Records who owns which field. `live` is the object before the change.
-pub(super) fn track(_target: &Target<'_>, live: Option<&Object>, object: &mut Object) {
-    let own = object.at(&["metadata", "managedFields"]).is_some();
-    if let (false, Some(before)) = (own, live.and_then(|live| live.at(&["metadata", "managedFields"]))) {
-        let before = before.clone();
-        object.metadata_mut().insert("managedFields", before);
+/// Records who owns which field. `live` is the object before the change, both in the stored
+/// version. Writes without a manager (the server's own) leave owners as they are.
+pub(super) fn track(target: &Target<'_>, live: Option<&Object>, object: &mut Object) {
+    let manager = target.cx.field_manager.as_str();
+    if manager.is_empty() || target.subresource == "binding" {
+        return;
     }
+    let (resource, info) = (target.resource, target.resource.info());
+    let api_version = info.gvk.api_version();
+    let (subresource, now) = (target.subresource, target.cx.time);
+    let custom = || Context::custom(None, &api_version, subresource, info.has_subresource("status"), now);
+    let context = if info.custom { None } else { Context::built_in(&info.gvk, &api_version, subresource, now) };
+    let context = context.unwrap_or_else(custom);
+    let live = live.map(|live| served(resource, live));
+    let tracked = track_update(live.as_ref(), &served(resource, object), manager, &context);
+    match tracked.at(&["metadata", "managedFields"]) {
+        Some(fields) => object.metadata_mut().insert("managedFields", fields.clone()),
+        None => object.metadata_mut().remove("managedFields"),
+    };
 }
 
 /// What a client cannot change, whatever it sends.

@@ -189,7 +189,7 @@ fn validate(target: &Target<'_>, new: &Object, old: &Object) -> Result<(), Statu
     let (info, strategy) = (target.resource.info(), target.resource.strategy());
     let causes = strategy::check(|errors| {
         meta::validate_update(info, strategy.name_rule(), new, old, errors);
-        if target.subresource.is_empty() && strategy.revalidates() {
+        if matches!(target.subresource, "" | "scale") && strategy.revalidates() {
             strategy.validate_create(new, errors);
         }
         strategy.validate_update(target.subresource, new, old, errors);

@@ -275,3 +275,50 @@ fn deployments_are_defaulted_and_count_generations() {
         );
     });
 }
+
+#[test]
+fn every_line_of_the_table_is_a_served_resource() {
+    run(Options::default(), |w| async move {
+        let served = w.registry.resources();
+        for (group, resource) in crate::kinds::table() {
+            let known = served.values().any(|r| r.info().storage.group == group && r.info().resource() == resource);
+            assert!(known, "{resource}.{group}");
+        }
+    });
+}
+
+#[test]
+fn owners_of_fields_are_recorded() {
+    run(Options::default(), |w| async move {
+        let maps = w.core("configmaps");
+        let by = |manager: &str| {
+            let mut cx = w.cx();
+            cx.field_manager = manager.into();
+            cx
+        };
+        let body = object(value!({"metadata": {"name": "a", "namespace": "ns"}, "data": {"x": "1", "y": "1"}}));
+        maps.create(&by("one"), "ns", body, &CreateOptions::default(), &AdmitAll).await.unwrap();
+        let change = |current: Option<&Object>| {
+            let mut object = current.cloned().unwrap();
+            object.set_at(&["data", "x"], "2");
+            Ok(object)
+        };
+        let options = UpdateOptions::default();
+        let (changed, _) = maps.update(&by("two"), "ns", "a", "", &change, &options, &AdmitAll).await.unwrap();
+        let owners: Vec<(String, String)> = changed
+            .list_at(&["metadata", "managedFields"])
+            .iter()
+            .map(|entry| {
+                let fields = serde_json::to_string(entry.get("fieldsV1").unwrap()).unwrap();
+                (entry.get("manager").unwrap().as_str().unwrap().to_owned(), fields)
+            })
+            .collect();
+        assert_eq!(
+            owners,
+            [
+                ("one".to_owned(), r#"{"f:data":{".":{},"f:y":{}}}"#.to_owned()),
+                ("two".to_owned(), r#"{"f:data":{"f:x":{}}}"#.to_owned()),
+            ]
+        );
+    });
+}

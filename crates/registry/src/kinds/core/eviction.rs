@@ -101,6 +101,7 @@ async fn spend(budgets: &Arc<Resource>, cx: &RequestContext, pod: &Object, budge
     };
     let mut internal = RequestContext::internal(cx.time);
     internal.dry_run = cx.dry_run;
+    internal.field_manager.clear();
     let options = UpdateOptions::default();
     let (namespace, budget_name) = (budget.namespace(), budget.name());
     budgets.update(&internal, namespace, budget_name, "status", &change, &options, &crate::AdmitAll).await.map(|_| ())
@@ -158,6 +159,7 @@ async fn mark_disrupted(at: &Arc<Resource>, cx: &RequestContext, pod: &Object) -
     };
     let mut internal = RequestContext::internal(cx.time);
     internal.dry_run = cx.dry_run;
+    internal.field_manager.clear();
     let options = UpdateOptions::default();
     let (namespace, name) = (pod.namespace(), pod.name());
     at.update(&internal, namespace, name, "status", &change, &options, &crate::AdmitAll).await.map(|_| ())
