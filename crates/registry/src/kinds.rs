@@ -77,7 +77,6 @@ const KINDS: &[Line] = &[
     ("policy", "poddisruptionbudgets", &policy::BUDGETS),
     ("autoscaling", "horizontalpodautoscalers", &policy::AUTOSCALERS),
     ("coordination.k8s.io", "leases", &cluster::LEASES),
-    ("coordination.k8s.io", "leasecandidates", &storage::NAME_AND_AGE),
     ("scheduling.k8s.io", "priorityclasses", &cluster::PRIORITY_CLASSES),
     ("node.k8s.io", "runtimeclasses", &cluster::RUNTIME_CLASSES),
     ("flowcontrol.apiserver.k8s.io", "flowschemas", &cluster::FLOW_SCHEMAS),

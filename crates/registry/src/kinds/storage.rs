@@ -158,9 +158,6 @@ static CAPACITY_COLUMNS: [Column; 3] = [
 pub(crate) const CSI_CAPACITIES: Facts =
     Facts { unconditional_update: false, columns: &CAPACITY_COLUMNS, ..PLAIN };
 
-/// Kinds whose table is name and age.
-pub(crate) const NAME_AND_AGE: Facts = Facts { columns: &NAME_AGE, ..PLAIN };
-
 /// Dynamic resource allocation: deletes answer with the object.
 pub(crate) const RESOURCE_OBJECTS: Facts = Facts { returns_deleted: true, columns: &NAME_AGE, ..PLAIN };
 
