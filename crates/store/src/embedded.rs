@@ -13,7 +13,36 @@
 //!
 //! # Why a log of our own
 //!
-//! See `examples/bench.rs`, which prints these numbers.
+//! The numbers to reach: at most 50 µs of CPU per write above one durable write of the device, and
+//! at most 1 KB/s written at rest, where three node leases are renewed every ten seconds; with
+//! every byte of I/O replaceable, so that simulation can tear it. `examples/bench.rs` measures
+//! (release build, two cores, ext4 on a virtual disk, one run on a busy machine; redb holds
+//! 10,000 keys of 2,000 bytes):
+//!
+//! | | µs each | CPU µs each | bytes written each |
+//! |---|---|---|---|
+//! | the floor: one durable write of 2,048 bytes | 83 | 30 | 2,048 |
+//! | this log, 1 writer, 2,000 bytes | 167 | 88 | 5,217 |
+//! | this log, 1 writer, 400 bytes (a Lease) | 112 | 54 | 2,076 |
+//! | this log, 64 writers, 2,000 bytes | 11 | 7.4 | 3,008 |
+//! | the same with 100 watches | 11 | 9.9 | 3,820 |
+//! | redb 4, 1 writer, 2,000 bytes | 373 | 154 | 36,864 |
+//! | redb 4, 1 writer, 400 bytes | 312 | 136 | 36,864 |
+//! | redb 4, batches of 64, 2,000 bytes (per write) | 46 | 20 | 7,601 |
+//!
+//! - `redb` has a storage trait, but a copy-on-write tree writes nine pages for one small value:
+//!   three leases in ten seconds are 11 KB/s. Its values would be held in memory besides, for
+//!   watches and lists.
+//! - `raft-engine` is an append-only log with a file system trait, but lists and creates its
+//!   directory past that trait, keeps an index of its own beside ours, cannot write less than a
+//!   page, and brings a C compressor, Prometheus and an old protobuf.
+//! - `fjall` opens files and starts threads itself.
+//!
+//! What an append-only log needs beyond that is small: `record`, `log`, `recover` and
+//! `checkpoint` have about 1,000 lines, and `tests/faults.rs` runs them on a disk that forgets and
+//! tears (`sim`). A batch is padded to 512 bytes and written past the page cache into blocks that
+//! were zeroed before, by one system call: 2 KB for a lease, zeros included, hence 0.6 KB/s at
+//! rest. 105,000 keys (203 MB) are open again in 1.2 s and take 248 MB of memory.
 
 use std::{
     collections::BTreeMap,

@@ -2,7 +2,8 @@
 //!
 //! [`Store`] is shaped like etcd v3, because one of its two engines *is* etcd:
 //! [`embedded`] keeps everything in one file tree of this process, [`etcd`] talks to a cluster.
-//! One suite ([`suite`]) holds both to the same contract.
+//! One suite ([`suite`]) holds both to the same contract, and [`sim`] is a disk that forgets and
+//! tears, for simulated runs.
 //!
 //! Flow: a write is a [`Txn`] (compares and one operation) ▸ it commits durably with the next
 //! revision ▸ every [`Watch`] whose range holds the key receives the [`Event`] in revision order.

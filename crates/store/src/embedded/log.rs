@@ -20,9 +20,10 @@ use stdx::{
 use super::record::{BLOCK_BYTES, Batch, HEADER_BYTES, Header, Record};
 use crate::Revision;
 
-/// How far zeros are written ahead. A bigger batch extends the file by itself.
-const AHEAD_BYTES: u64 = 256 << 10;
-const LARGE_BATCH_BYTES: u64 = 64 << 10;
+/// How far zeros are written ahead: little, so that a store at rest writes evenly. A bigger batch
+/// extends the file by itself.
+const AHEAD_BYTES: u64 = 64 << 10;
+const LARGE_BATCH_BYTES: u64 = 32 << 10;
 
 /// Appends batches. Used by one thread at a time, off the async threads.
 pub struct LogWriter {
