@@ -29,4 +29,5 @@ controllers! {
     csr_signing
     csr_cleaner
     garbage_collector
+    daemonset
 }

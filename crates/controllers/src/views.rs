@@ -50,6 +50,7 @@ pub struct PodSpec {
     pub init_containers: Vec<Container>,
     #[serde(deserialize_with = "or_default")]
     pub tolerations: Vec<Toleration>,
+    pub affinity: machinery::Value,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
