@@ -30,4 +30,8 @@ controllers! {
     csr_cleaner
     garbage_collector
     daemonset
+    statefulset
+    disruption
+    ttl_after_finished
+    clusterrole_aggregation
 }
