@@ -10,6 +10,7 @@
 
 pub mod apply;
 pub mod codec;
+pub mod convert;
 pub mod defaults;
 pub mod fields;
 pub mod json;
