@@ -3,6 +3,7 @@
 //!
 //! Invariants: no I/O, no async, nothing that changes at run time.
 
+pub mod descriptions;
 pub mod gvk;
 pub mod names;
 pub mod quantity;

@@ -12,7 +12,9 @@
 //! by CRI alone; streams into containers come through [`Streaming`].
 
 mod admission;
+pub mod bootstrap;
 pub mod config;
+mod container_log;
 mod context;
 mod cri_config;
 mod dns;
@@ -22,6 +24,7 @@ mod hooks;
 mod http_check;
 mod images;
 mod lease;
+mod log_rotation;
 mod manager;
 mod node;
 mod objects;
@@ -32,6 +35,9 @@ mod quantity;
 mod resources;
 mod runtime_state;
 mod security;
+pub mod server;
+mod spdy;
+mod spdy_session;
 mod status;
 mod status_patch;
 mod steps;
@@ -99,6 +105,7 @@ impl Kubelet {
             services: informer(&SERVICES, String::new()),
             node: informer(&NODES, format!("metadata.name={}", config.node_name)),
             streaming,
+            runtime_events: tokio::sync::watch::Sender::new(0),
             runtime_version: OnceLock::new(),
             client,
             config,
@@ -113,7 +120,13 @@ impl Kubelet {
         let node = node::run(context.clone(), self.node_changed.clone(), cancel.clone());
         let lease = lease::run(context.clone(), cancel.clone());
         let pods = self.manager.run(cancel.clone());
-        futures::join!(node, lease, pods);
+        let rotation = log_rotation::run(context.clone(), cancel.clone());
+        futures::join!(node, lease, pods, rotation);
+    }
+
+    /// The server of this agent's logs, exec and metrics.
+    pub fn server(&self) -> server::Server {
+        server::Server::new(self.context.clone(), self.manager.clone())
     }
 
     /// Has the node's status looked at now, because something in it has changed (the network

@@ -229,6 +229,7 @@ impl Manager {
     }
 
     fn wake(&self, event: &v1::ContainerEventResponse) {
+        self.context.runtime_events.send_modify(|count| *count += 1);
         let sandbox = event.pod_sandbox_status.as_ref().and_then(|status| status.metadata.as_ref());
         let labelled = event.containers_statuses.first().and_then(|s| s.labels.get(keys::POD_UID));
         match sandbox.map(|metadata| &metadata.uid).or(labelled) {

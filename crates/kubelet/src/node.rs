@@ -274,6 +274,7 @@ impl Reporter {
                 "kubeletVersion": config.version,
                 "kubeProxyVersion": "",
             },
+            "declaredFeatures": ["ExtendWebSocketsToKubelet"],
             "runtimeHandlers": [{ "name": "", "features": { "recursiveReadOnlyMounts": false, "userNamespaces": false } }],
         })
     }

@@ -2,7 +2,7 @@
 //! permits, for as long as a pod needs it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -125,11 +125,6 @@ impl Objects {
             users.remove(pod_uid);
             !users.is_empty()
         });
-    }
-
-    /// What is watched, for metrics and tests.
-    pub fn watched(&self) -> BTreeSet<(Kind, Key)> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 }
 

@@ -20,7 +20,6 @@ pub trait PodExt {
     /// `name_namespace(uid)`, as messages name a pod.
     fn full_name(&self) -> String;
     fn is_deleting(&self) -> bool;
-    fn annotation(&self, key: &str) -> Option<&str>;
     fn host_network(&self) -> bool;
     fn restart_policy(&self) -> &str;
     /// Init containers, then main ones, with whether they are init containers.
@@ -69,10 +68,6 @@ impl PodExt for Pod {
 
     fn is_deleting(&self) -> bool {
         self.metadata.deletion_timestamp.is_some()
-    }
-
-    fn annotation(&self, key: &str) -> Option<&str> {
-        self.metadata.annotations.as_ref()?.get(key).map(String::as_str)
     }
 
     fn host_network(&self) -> bool {

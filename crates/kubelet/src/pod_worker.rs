@@ -4,7 +4,7 @@
 //! the plan's next deadline. Work runs in tasks that answer with a message, so that the loop is
 //! never held up by a pull or a slow stop.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use client::{DeleteOptions, Patch, events::EventType};
 use machinery::Object;
@@ -590,6 +590,3 @@ fn read_pod(object: &Object) -> Result<Box<Pod>, client::Error> {
         source: source.into(),
     })
 }
-
-/// Workers of this node, by the uid of their pod.
-pub type Workers = BTreeMap<String, Sender>;

@@ -18,7 +18,6 @@ pub mod keys {
     pub const TERMINATION_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
     pub const POD_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
     pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
-    pub const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
 }
 
 /// Sandboxes and containers of one pod, each newest first.

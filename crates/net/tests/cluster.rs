@@ -5,7 +5,7 @@ mod lab;
 
 use std::{collections::BTreeSet, io::ErrorKind};
 
-use lab::{Machine, Node, Pod, ip, root_tests, service, switch};
+use lab::{HOST, Machine, Node, Pod, ip, root_tests, service, switch};
 use linux::routes::Route;
 use net::{
     pod::{PortMapping, Transport},
@@ -21,8 +21,6 @@ struct Lab {
     /// The wire lasts as long as the lab.
     _switch: Machine,
 }
-
-const HOST: &str = "192.0.2.254";
 
 fn lab() -> Lab {
     let switch = switch();

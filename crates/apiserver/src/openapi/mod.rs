@@ -3,6 +3,7 @@
 //! Built-in kinds never change while the server runs, so a document's hash is that of what it is
 //! made from: clients that have it are told so without making it again.
 
+mod describe;
 mod paths;
 mod schemas;
 

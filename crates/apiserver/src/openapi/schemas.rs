@@ -74,10 +74,12 @@ impl TypeSet {
     /// All of them as JSON schemas by name.
     pub fn documents(&self, style: Style) -> Json {
         let kinds = kinds_by_type();
+        let texts = api::descriptions::Descriptions::load();
         let mut all = Map::new();
         for id in &self.types {
             let ty = schema().type_of(*id);
             let mut document = structure(ty, style);
+            super::describe::describe(&mut document, ty, &texts, style);
             if let Some(kinds) = kinds.get(id) {
                 document["x-kubernetes-group-version-kind"] = kinds.clone();
             }

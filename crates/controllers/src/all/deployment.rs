@@ -23,7 +23,6 @@ pub const CONTROLLER: Controller = Controller {
     watches: &[adopted_by(&REPLICA_SETS), mapped(&PODS, deployment_of_gone_pod)],
     rbac: &[
         allow(&REPLICA_SETS, &["create", "update", "patch", "delete"]),
-        allow(&DEPLOYMENTS, &["update"]),
         allow_sub(&DEPLOYMENTS, "status", &["update"]),
     ],
     workers: 5,

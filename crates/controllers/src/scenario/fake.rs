@@ -181,7 +181,11 @@ impl FakeApi {
             return Err(Status::modified("", resource, name));
         }
         let (mut whole, status) = match call.subresource.as_str() {
-            "status" => (current.clone(), new.root().get("status").cloned()),
+            "status" => {
+                let mut whole = current.clone();
+                whole.root_mut().insert("metadata", new.metadata().cloned().unwrap_or_default());
+                (whole, new.root().get("status").cloned())
+            }
             _ => (new, current.root().get("status").cloned()),
         };
         if let Some(status) = status {

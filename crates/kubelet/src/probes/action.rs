@@ -94,6 +94,7 @@ async fn http(request: &Request<'_>, probe: &Probe) -> Attempt {
             Attempt::Warning(format!("HTTP probe was answered with a redirect, status {}", answer.code))
         }
         Ok(answer) => {
+            tracing::debug!(code = answer.code, body = answer.body, "HTTP probe failed");
             Attempt::Failure(format!("HTTP probe failed with statuscode: {}", answer.code))
         }
         Err(text) => Attempt::Failure(text),

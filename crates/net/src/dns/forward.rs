@@ -145,7 +145,8 @@ impl Forwarder {
     async fn ask_one(&self, resolver: SocketAddr, question: &Question) -> io::Result<Outcome> {
         let id = self.0.env.random_u64() as u16;
         let request = request(id, question).map_err(io::Error::other)?;
-        let by_datagram = self.limited(exchange_datagrams(resolver, &request, id, question)).await?;
+        let by_datagram =
+            self.limited(exchange_datagrams(resolver, &request, id, question)).await?;
         if !by_datagram.metadata.truncation {
             return Ok(Outcome::of(by_datagram));
         }

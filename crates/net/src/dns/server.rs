@@ -55,7 +55,8 @@ impl Server {
         let mut buffer = vec![0; 4096];
         loop {
             let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
-                // An earlier answer was refused by its client's machine: that client's business.
+                // An earlier answer was refused by its client's machine, or memory is short.
+                self.env.sleep(Duration::from_millis(1)).await;
                 continue;
             };
             let started = self.env.instant();
@@ -87,9 +88,7 @@ impl Server {
     }
 
     async fn serve_stream(self, mut stream: TcpStream) {
-        while let Some(Ok(bytes)) =
-            self.env.timeout(IDLE_LIMIT, read_framed(&mut stream)).await
-        {
+        while let Some(Ok(bytes)) = self.env.timeout(IDLE_LIMIT, read_framed(&mut stream)).await {
             let started = self.env.instant();
             let Some(request) = read(&bytes) else { return };
             let reply = match self.step(&request) {

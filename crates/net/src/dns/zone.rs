@@ -210,9 +210,7 @@ impl Reply<'_> {
 
     /// Those of the records at the asked name that have the asked type.
     fn of(&self, data: Vec<RData>) -> Answer {
-        let wanted = |data: &RData| {
-            self.kind == RecordType::ANY || data.record_type() == self.kind
-        };
+        let wanted = |data: &RData| self.kind == RecordType::ANY || data.record_type() == self.kind;
         let answers: Vec<Record> =
             data.into_iter().filter(wanted).map(|data| self.record(self.name, data)).collect();
         match answers.is_empty() {

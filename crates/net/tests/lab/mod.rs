@@ -1,6 +1,10 @@
 //! A small network of namespaces: nodes on a switch, pods on nodes, servers in pods. All of it
 //! is held by descriptors and threads of the test's process and ends with them.
 
+#![allow(dead_code)] // Each test takes what it needs of the lab.
+
+pub mod api;
+
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -31,6 +35,8 @@ use proxy::{
 };
 use stdx::Env;
 
+/// The address of the host beside the nodes.
+pub const HOST: &str = "192.0.2.254";
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 pub fn root_tests() -> bool {
@@ -51,6 +57,17 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// A namespace whose devices are another's to make.
+    pub fn bare() -> Self {
+        Self { namespace: Arc::new(NetNs::create().unwrap()) }
+    }
+
+    /// Where the namespace can be opened by path.
+    pub fn path(&self) -> PathBuf {
+        let descriptor = self.namespace.as_fd().as_raw_fd();
+        format!("/proc/{}/fd/{descriptor}", std::process::id()).into()
+    }
+
     pub fn new() -> Self {
         let namespace = NetNs::create().unwrap();
         let mut rtnl = Rtnl::open_in(&namespace).unwrap();
@@ -254,9 +271,8 @@ impl Node {
     }
 
     pub fn pod(&self, name: &str, port_mappings: Vec<PortMapping>) -> Pod {
-        let machine = Machine { namespace: Arc::new(NetNs::create().unwrap()) };
-        let descriptor = machine.namespace.as_fd().as_raw_fd();
-        let netns: PathBuf = format!("/proc/{}/fd/{descriptor}", std::process::id()).into();
+        let machine = Machine::bare();
+        let netns = machine.path();
         let sandbox = Sandbox {
             id: format!("{name}-sandbox"),
             netns,

@@ -146,7 +146,8 @@ impl Rollout<'_> {
         }
         self.deployment.object.set_at(&["metadata", "annotations", REVISION], revision);
         let object = self.deployment.object.clone();
-        self.plan.push(Intent::Update { resource: &DEPLOYMENTS, subresource: "", object });
+        // Through `status`, as upstream: there an annotation does not raise the generation.
+        self.plan.push(Intent::Update { resource: &DEPLOYMENTS, subresource: "status", object });
     }
 
     fn copy_annotations(&self, set: &mut Object) -> bool {
