@@ -67,8 +67,8 @@ fn add_missing(merged: &mut Object, desired: &Object, field: &str) {
 }
 
 fn aggregate(objects: &mut [Object]) {
-    // Two rounds: `admin` gathers `edit`, which gathers others.
-    for _ in 0..2 {
+    // Three rounds: `admin` gathers `edit`, which gathers `view`, which gathers others.
+    for _ in 0..3 {
         let snapshot = objects.to_vec();
         for object in objects.iter_mut() {
             let selectors = object.list_at(&["aggregationRule", "clusterRoleSelectors"]).to_vec();

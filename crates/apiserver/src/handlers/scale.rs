@@ -28,7 +28,11 @@ pub async fn serve(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
         }
         "patch" => {
             let patch = patch::Patch::read(call, &kind()).await?;
-            let change = move |current: Option<&Object>| rescale(current, paths, |scale| patch.apply_to(scale));
+            if patch.is_apply() {
+                return Err(Status::new(501, api::Reason::Unknown, "server-side apply of a scale is not supported by this version"));
+            }
+            let call = &*call;
+            let change = |current: Option<&Object>| rescale(current, paths, |scale| patch.apply_to(scale, call));
             store(call, resource, paths, &change, &accepted).await
         }
         _ => Ok(no_such_method()),

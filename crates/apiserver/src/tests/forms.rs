@@ -40,7 +40,7 @@ async fn one_object_in_every_form() {
 #[tokio::test]
 async fn bodies_are_read_in_every_form() {
     let f = Fixture::start().await;
-    let yaml = b"metadata: {name: y}\ndata: {k: v}\n";
+    let yaml = b"metadata: {name: written-in-yaml}\ndata: {k: v}\n";
     let object = codec::from_protobuf(&codec::to_protobuf(
         &machinery::Object::from_json(configmap("p", "1").to_string().as_bytes()).unwrap(),
     ).unwrap()).unwrap();

@@ -144,7 +144,7 @@ async fn what_is_not_enforced_is_refused_or_said() {
 }
 
 #[tokio::test]
-async fn merge_and_json_patches_change_objects() {
+async fn patches_change_objects() {
     let f = Fixture::start().await;
     f.post(MAPS, configmap("a", "1")).await;
     let patch = |media: &'static str, body: Json| {
@@ -152,6 +152,33 @@ async fn merge_and_json_patches_change_objects() {
     };
     let merged = patch("application/merge-patch+json", json!({"data": {"k": null, "l": "2"}})).await;
     assert_eq!((merged.code, &merged.json()["data"]), (200, &json!({"l": "2"})));
+    let json_patch = json!([{"op": "add", "path": "/data/m", "value": "3"}]);
+    let added = patch("application/json-patch+json", json_patch).await;
+    assert_eq!((added.code, &added.json()["data"]), (200, &json!({"l": "2", "m": "3"})));
+    let strategic = patch("application/strategic-merge-patch+json", json!({"metadata": {"labels": {"a": "b"}}})).await;
+    assert_eq!((strategic.code, &strategic.json()["metadata"]["labels"]), (200, &json!({"a": "b"})));
     let unknown = patch("application/json", json!({})).await;
     assert_eq!(unknown.code, 415);
+}
+
+#[tokio::test]
+async fn apply_creates_merges_and_finds_conflicts() {
+    let f = Fixture::start().await;
+    let apply = |manager: &str, force: bool, body: Json| {
+        let url = format!("{MAPS}/a?fieldManager={manager}{}", if force { "&force=true" } else { "" });
+        let headers = [("content-type", "application/apply-patch+yaml")];
+        f.ask(admin(), request(Method::PATCH, &url, &headers, body))
+    };
+    let made = apply("one", false, configmap("a", "1")).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    assert_eq!(made.json()["metadata"]["managedFields"][0]["manager"], "one");
+    assert_eq!(apply("one", false, configmap("a", "1")).await.code, 200);
+    let conflict = apply("two", false, configmap("a", "2")).await;
+    assert_eq!(conflict.code, 409);
+    assert!(conflict.message().contains("conflict with \"one\""), "{}", conflict.message());
+    let forced = apply("two", true, configmap("a", "2")).await;
+    assert_eq!((forced.code, &forced.json()["data"]["k"]), (200, &json!("2")));
+    let headers = [("content-type", "application/apply-patch+yaml")];
+    let nobody = f.ask(admin(), request(Method::PATCH, &format!("{MAPS}/a"), &headers, configmap("a", "1"))).await;
+    assert_eq!(nobody.code, 422);
 }
