@@ -284,8 +284,7 @@ impl Socket {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn receive_acks(&mut self, flags: i32) -> Result<Vec<(u32, std::result::Result<(), Refusal>)>> {
+    fn receive_acks(&mut self, flags: i32) -> Result<Vec<(u32, Verdict)>> {
         let length = self.receive(flags)?;
         let mut acks = Vec::new();
         for part in parts(&self.buffer[..length]) {
@@ -431,6 +430,9 @@ struct Part<'a> {
     payload: &'a [u8],
 }
 
+/// What the kernel said to one request.
+type Verdict = std::result::Result<(), Refusal>;
+
 struct Refusal {
     source: io::Error,
     detail: Option<String>,
@@ -445,7 +447,7 @@ impl Refusal {
 
 impl Part<'_> {
     /// The verdict inside an `NLMSG_ERROR`, which is also how success is said.
-    fn acknowledgement(&self) -> Result<std::result::Result<(), Refusal>> {
+    fn acknowledgement(&self) -> Result<Verdict> {
         let code = ne32(self.payload).ok_or(Error::Malformed)? as i32;
         if code == 0 {
             return Ok(Ok(()));

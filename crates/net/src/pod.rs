@@ -97,6 +97,31 @@ pub enum Transport {
     Sctp = 132,
 }
 
+impl PortMapping {
+    /// From the numbers of the CRI (protocol 0 TCP, 1 UDP, 2 SCTP); `None` for a mapping that
+    /// maps nothing.
+    pub fn from_cri(
+        protocol: i32,
+        host_ip: &str,
+        host_port: i32,
+        container_port: i32,
+    ) -> Option<Self> {
+        let protocol = match protocol {
+            0 => Transport::Tcp,
+            1 => Transport::Udp,
+            2 => Transport::Sctp,
+            _ => return None,
+        };
+        let port = |number: i32| u16::try_from(number).ok().filter(|number| *number > 0);
+        Some(Self {
+            protocol,
+            host_ip: host_ip.parse().ok(),
+            host_port: port(host_port)?,
+            container_port: port(container_port)?,
+        })
+    }
+}
+
 impl PodNetwork {
     /// Takes up where an earlier run of the agent left off. The built-in network is not ready
     /// before [`PodNetwork::set_ranges`] (which `routes::run` calls).

@@ -24,13 +24,52 @@ pub const NODES: Resource = Resource::cluster("", "v1", "nodes", "Node");
 /// How this node reaches the pods of others.
 #[derive(Clone)]
 pub struct NodeNetConfig {
+    /// Empty for the machine that hosts an `up` cluster, which is no node but routes to all.
     pub node_name: String,
     pub encapsulation: Encapsulation,
-    pub tunnel: Tunnel,
+    /// None where there never is one; then no device is touched.
+    pub tunnel: Option<Tunnel>,
     /// The ranges of all pods, where configured; otherwise those of the nodes seen.
     pub cluster_ranges: Vec<IpNet>,
     /// Is given the node's own range when the API has it.
-    pub pods: PodNetwork,
+    pub pods: Option<PodNetwork>,
+}
+
+impl NodeNetConfig {
+    pub fn for_node(name: &str, cluster_ranges: Vec<IpNet>, pods: PodNetwork) -> Self {
+        Self {
+            node_name: name.to_owned(),
+            encapsulation: Encapsulation::default(),
+            tunnel: Some(Tunnel::default()),
+            cluster_ranges,
+            pods: Some(pods),
+        }
+    }
+
+    /// The machine that hosts an `up` cluster. Only routes within `cluster_ranges` are its
+    /// business, so that several clusters share a host.
+    pub fn for_host(cluster_ranges: Vec<IpNet>) -> Self {
+        Self {
+            node_name: String::new(),
+            encapsulation: Encapsulation::Never,
+            tunnel: None,
+            cluster_ranges,
+            pods: None,
+        }
+    }
+
+    fn scope(&self) -> Scope {
+        let within = if self.node_name.is_empty() { self.cluster_ranges.clone() } else { vec![] };
+        Scope { tunnel: self.tunnel.clone(), within }
+    }
+}
+
+/// What of the kernel's state is ours to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    pub tunnel: Option<Tunnel>,
+    /// Routes to these ranges only; empty for all that bear our protocol number.
+    pub within: Vec<IpNet>,
 }
 
 /// When packets to another node's pods travel inside VXLAN.
@@ -157,15 +196,15 @@ async fn bring_about(
         config.cluster_ranges.clone()
     };
     let own = facts.get(&config.node_name).map(|node| node.ranges.clone()).unwrap_or_default();
-    if !own.is_empty() {
-        config.pods.set_ranges(own, cluster).await?;
+    if let Some(pods) = config.pods.as_ref().filter(|_| !own.is_empty()) {
+        pods.set_ranges(own, cluster).await?;
     }
     let config = config.clone();
     let work = move || {
         let mut rtnl = Rtnl::open()?;
         let neighbours = neighbours(&mut rtnl, &facts)?;
         let plan = plan(&config.node_name, &facts, config.encapsulation, &neighbours);
-        apply(&mut rtnl, &config.tunnel, &plan)
+        apply(&mut rtnl, &config.scope(), &plan)
     };
     env.blocking(work).await.unwrap_or(Err(Error::Cancelled))
 }
@@ -215,7 +254,12 @@ pub fn plan(
     encapsulation: Encapsulation,
     neighbours: &BTreeSet<IpAddr>,
 ) -> NodePlan {
-    let Some(this) = nodes.get(own) else { return NodePlan::default() };
+    let host = NodeFacts { addresses: vec![], ranges: vec![], encapsulate: None };
+    let this = match nodes.get(own) {
+        Some(this) => this,
+        None if own.is_empty() => &host,
+        None => return NodePlan::default(),
+    };
     let mut plan = NodePlan { own_ranges: this.ranges.clone(), ..NodePlan::default() };
     for (_, node) in nodes.iter().filter(|(name, _)| *name != own) {
         for range in &node.ranges {
@@ -241,13 +285,14 @@ pub fn plan(
 }
 
 /// Brings the kernel's routes to the plan; what is right already stays untouched.
-pub fn apply(rtnl: &mut Rtnl, tunnel: &Tunnel, plan: &NodePlan) -> Result<(), Error> {
-    let device = match plan.tunnel_end {
-        Some((inner, outer)) => Some(ensure_tunnel(rtnl, tunnel, inner, outer)?),
-        None => {
+pub fn apply(rtnl: &mut Rtnl, scope: &Scope, plan: &NodePlan) -> Result<(), Error> {
+    let device = match (&scope.tunnel, plan.tunnel_end) {
+        (Some(tunnel), Some((inner, outer))) => Some(ensure_tunnel(rtnl, tunnel, inner, outer)?),
+        (Some(tunnel), None) => {
             rtnl.delete_link(&tunnel.device)?;
             None
         }
+        (None, _) => None,
     };
     if let Some(device) = device {
         apply_tunnel_entries(rtnl, device, plan)?;
@@ -260,7 +305,7 @@ pub fn apply(rtnl: &mut Rtnl, tunnel: &Tunnel, plan: &NodePlan) -> Result<(), Er
     for (range, way) in &plan.routes {
         wanted.extend(route(rtnl, *range, *way, device)?);
     }
-    let held: Vec<Route> = rtnl.routes()?.into_iter().filter(is_ours).collect();
+    let held: Vec<Route> = rtnl.routes()?.into_iter().filter(|route| scope.holds(route)).collect();
     for route in wanted.iter().filter(|route| !held.iter().any(|h| same(h, route))) {
         rtnl.set_route(*route)?;
     }
@@ -276,13 +321,23 @@ pub fn apply(rtnl: &mut Rtnl, tunnel: &Tunnel, plan: &NodePlan) -> Result<(), Er
 }
 
 /// Removes the routes and the tunnel from this network namespace; none there is fine.
-pub fn remove(tunnel: &Tunnel) -> Result<(), Error> {
-    apply(&mut Rtnl::open()?, tunnel, &NodePlan::default())
+pub fn remove(scope: &Scope) -> Result<(), Error> {
+    apply(&mut Rtnl::open()?, scope, &NodePlan::default())
 }
 
-/// Routes of this module, not those of pods.
-fn is_ours(route: &Route) -> bool {
-    route.protocol == PROTOCOL && (route.gateway.is_some() || route.unreachable)
+impl Scope {
+    /// A node's own.
+    pub fn node() -> Self {
+        Self { tunnel: Some(Tunnel::default()), within: Vec::new() }
+    }
+
+    /// Routes of this module, not those of pods or of another cluster.
+    fn holds(&self, route: &Route) -> bool {
+        let inside = |range: &IpNet| range.contains(&route.destination);
+        route.protocol == PROTOCOL
+            && (route.gateway.is_some() || route.unreachable)
+            && (self.within.is_empty() || self.within.iter().any(inside))
+    }
 }
 
 /// The kernel fills in what was left open.
@@ -428,6 +483,13 @@ mod tests {
         assert_eq!(tunnelled(plan("a", &all, Encapsulation::Auto, &near)), 1);
         assert_eq!(tunnelled(plan("a", &all, Encapsulation::Always, &near)), 2);
         assert_eq!(tunnelled(plan("a", &all, Encapsulation::Never, &BTreeSet::new())), 0);
+    }
+
+    #[test]
+    fn a_host_routes_to_every_node_and_needs_no_tunnel() {
+        let plan = plan("", &nodes(), Encapsulation::Never, &BTreeSet::new());
+        assert_eq!((plan.routes.len(), plan.tunnel_end), (3, None));
+        assert!(plan.own_ranges.is_empty());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use lab::{
 use net::{
     dns::{DnsConfig, Upstreams},
     pod::{PodNetwork, PodNetworkConfig, Sandbox},
-    routes::{Encapsulation, NodeNetConfig, Tunnel},
+    routes::NodeNetConfig,
 };
 use proxy::ProxyConfig;
 use serde_json::json;
@@ -51,16 +51,9 @@ fn agent(number: u8, switch: &Machine, api: &Api, cancel: &CancellationToken) ->
     let env = Env::real();
     let pods = machine.run_async(|| PodNetwork::open(&env, config)).unwrap();
     let name = format!("node-{number}");
-    let proxy =
-        ProxyConfig::for_node(&name, vec![ip(&address)], vec!["10.244.0.0/16".parse().unwrap()])
-            .with_own_addresses([ip(DNS)]);
-    let routes = NodeNetConfig {
-        node_name: name.clone(),
-        encapsulation: Encapsulation::Auto,
-        tunnel: Tunnel::default(),
-        cluster_ranges: vec!["10.244.0.0/16".parse().unwrap()],
-        pods: pods.clone(),
-    };
+    let proxy = ProxyConfig::for_node(&name, vec![ip(&address)], vec![range()])
+        .with_own_addresses([ip(DNS)]);
+    let routes = NodeNetConfig::for_node(&name, vec![range()], pods.clone());
     let dns = DnsConfig { upstreams: Upstreams::Fixed(vec![]), ..DnsConfig::new(vec![ip(DNS)]) };
     let (client, cancel, namespace) = (api.client(), cancel.clone(), machine.namespace.clone());
     std::thread::spawn(move || {
@@ -78,6 +71,29 @@ fn agent(number: u8, switch: &Machine, api: &Api, cancel: &CancellationToken) ->
     });
     api.put(NODES, node(&name, &address, &format!("10.244.{number}.0/24")));
     Agent { machine, name, pods, _state: state }
+}
+
+fn range() -> ipnet::IpNet {
+    lab::CLUSTER_RANGE.parse().unwrap()
+}
+
+/// The machine that hosts the nodes: balancer addresses, routes, masquerade to the outside.
+fn run_host(machine: &Machine, api: &Api, cancel: &CancellationToken) {
+    let ranges = vec![range(), "192.0.2.0/24".parse().unwrap()];
+    let routes = NodeNetConfig::for_host(vec![range()]);
+    let proxy = ProxyConfig { table: "gantry-lab".into(), ..ProxyConfig::for_host(ranges) };
+    let (client, cancel, namespace) = (api.client(), cancel.clone(), machine.namespace.clone());
+    std::thread::spawn(move || {
+        namespace.enter().unwrap();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap().block_on(async {
+            let proxy = proxy::run(Env::real(), client.clone(), proxy, cancel.clone());
+            let routes = net::routes::run(Env::real(), client, routes, cancel.clone());
+            let (proxy, routes) = futures::join!(proxy, routes);
+            proxy.unwrap();
+            routes.unwrap();
+        });
+    });
 }
 
 impl Agent {
@@ -195,4 +211,57 @@ fn agents_follow_the_api_and_no_connection_fails_while_endpoints_roll() {
     api.delete(NODES, "", "node-2");
     eventually("the end of the route", || a.ask(&format!("{c_ip}:8080")).is_err());
     cancel.cancel();
+}
+
+#[test]
+fn the_host_of_a_cluster_serves_balancer_addresses_and_the_way_out() {
+    if !root_tests() {
+        return;
+    }
+    let (api, cancel, cluster, world) =
+        (Api::default(), CancellationToken::new(), switch(), switch());
+    let (host, outside) = (Machine::new(), Machine::new());
+    host.plug(&cluster, "uplink", HOST, 24);
+    host.plug(&world, "world", "198.51.100.1", 24);
+    outside.plug(&world, "world", "198.51.100.2", 24);
+    outside.serve("outside", 9000);
+    host.run(|| linux::netns::set_sysctl("net/ipv4/ip_forward", "1").unwrap());
+    let before = host.inventory();
+    run_host(&host, &api, &cancel);
+    let agents = [1, 2].map(|number| agent(number, &cluster, &api, &cancel));
+    let [(a, a_ip), (c, c_ip)] = [agents[0].pod("a"), agents[1].pod("c")];
+
+    eventually("the way out", || a.ask("198.51.100.2:9000").is_ok());
+    let seen = c.ask("198.51.100.2:9000").unwrap().1;
+    assert_eq!(seen, "198.51.100.1", "masqueraded by the host");
+    eventually("the host's way to pods", || host.ask(&format!("{c_ip}:8080")).is_ok());
+    assert_eq!(a.ask(&format!("{c_ip}:8080")).unwrap().1, a_ip.to_string(), "pods see pods");
+
+    let mut balanced = service(
+        "web",
+        json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.5",
+            "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }],
+        }),
+    );
+    balanced["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.200" }] } });
+    api.put(SERVICES, balanced);
+    web(&api, &[(a_ip, "node-1"), (c_ip, "node-2")]);
+    eventually("the balancer's address", || host.ask("192.0.2.200:80").is_ok());
+    let names: std::collections::BTreeSet<String> =
+        (0..40).map(|_| host.ask("192.0.2.200:80").unwrap().0).collect();
+    assert_eq!(names.len(), 2, "both pods answer");
+    eventually("the address from a node", || agents[0].machine.ask("192.0.2.200:80").is_ok());
+
+    // `down`: the agents are gone, the host is as it was.
+    cancel.cancel();
+    drop(agents);
+    eventually("the end of the host's tasks", || {
+        host.run(|| {
+            proxy::remove("gantry-lab").unwrap();
+            let scope = net::routes::Scope { tunnel: None, within: vec![range()] };
+            net::routes::remove(&scope).unwrap();
+        });
+        host.inventory() == before
+    });
 }

@@ -161,7 +161,7 @@ impl Layout {
         ]
     }
 
-    fn from_pod(self, found: Found) -> [Expr; 2] {
+    fn pod_source(self, found: Found) -> [Expr; 2] {
         [self.source(Reg(0)), find(sets::POD_RANGES, Reg(0), found)]
     }
 
@@ -256,7 +256,10 @@ fn chains(layout: Layout, config: &RulesConfig) -> Vec<(&'static str, Chain)> {
         (chain_of(Policy::ClusterLocal), Chain::of(vec![turn_local(), go_pick(), drop_rule()])),
         (chain_of(Policy::External), Chain::of(vec![go_pick()])),
         (chain_of(Policy::ExternalLocal), Chain::of(external_local(layout))),
-        (KEEP_PODS, Chain::of(vec![clear_mark(), masquerade_if(&layout.from_pod(Found::Absent))])),
+        (
+            KEEP_PODS,
+            Chain::of(vec![clear_mark(), masquerade_if(&layout.pod_source(Found::Absent))]),
+        ),
         (KEEP_NONE, Chain::of(vec![clear_mark(), masquerade_if(&[])])),
         (KEEP_OTHERS, Chain::of(vec![clear_mark(), masquerade_if(&from_node())])),
     ]
@@ -307,7 +310,7 @@ fn external_local(layout: Layout) -> Vec<Rule> {
         exprs.push(Expr::Verdict(Verdict::Goto(chain)));
         Rule(exprs)
     };
-    let from_pod = anywhere(&layout.from_pod(Found::Present));
+    let from_pod = anywhere(&layout.pod_source(Found::Present));
     vec![from_pod, anywhere(&from_node()), turn_local(), go_pick(), drop_rule()]
 }
 

@@ -24,7 +24,7 @@ use linux::{
 };
 use net::{
     pod::{PodNetwork, PodNetworkConfig, PortMapping, Sandbox},
-    routes::{self, Encapsulation, NodeFacts, Tunnel},
+    routes::{self, Encapsulation, NodeFacts, Scope},
 };
 use proxy::{
     NodeView, RulesConfig,
@@ -174,8 +174,9 @@ impl Machine {
         let mut nft = Nft::open_in(&self.namespace).unwrap();
         let links: Vec<String> = rtnl.links().unwrap().into_iter().map(|l| l.name).collect();
         let mut routes = rtnl.routes().unwrap();
+        // Link-local addresses and their routes come late and differ from device to device.
+        routes.retain(|route| route.destination.is_ipv4());
         routes.sort();
-        // Link-local addresses differ from device to device.
         let addresses: Vec<Address> =
             rtnl.addresses().unwrap().into_iter().filter(|a| a.ip.is_ipv4()).collect();
         format!("{links:?}\n{routes:#?}\n{addresses:?}\n{:?}", nft.tables().unwrap())
@@ -265,9 +266,9 @@ impl Node {
             })
             .collect();
         let plan = routes::plan(&self.name, &facts, encapsulation, &neighbours);
-        routes::apply(&mut rtnl, &Tunnel::default(), &plan).unwrap();
+        routes::apply(&mut rtnl, &Scope::node(), &plan).unwrap();
         // A second time changes nothing and is no error.
-        routes::apply(&mut rtnl, &Tunnel::default(), &plan).unwrap();
+        routes::apply(&mut rtnl, &Scope::node(), &plan).unwrap();
     }
 
     pub fn pod(&self, name: &str, port_mappings: Vec<PortMapping>) -> Pod {
@@ -306,7 +307,7 @@ impl Node {
             self.machine.run_async(|| self.pods.teardown(&pod.sandbox.id)).unwrap();
         }
         self.machine.run(|| {
-            routes::remove(&Tunnel::default()).unwrap();
+            routes::remove(&Scope::node()).unwrap();
             net::table::remove(net::table::TABLE).unwrap();
             proxy::remove(proxy::TABLE).unwrap();
         });
