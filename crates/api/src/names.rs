@@ -166,7 +166,8 @@ pub fn label_value(text: &str) -> Faults {
 pub fn port_name(text: &str) -> Faults {
     let mut faults = length_fault(text, 15);
     if !framed(text, |_| true, |b| is_lower_alnum(b) || b == b'-') {
-        faults.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
+        faults
+            .push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
     }
     if !text.bytes().any(|b| b.is_ascii_lowercase()) {
         faults.push("must contain at least one letter (a-z)".into());
@@ -266,7 +267,9 @@ pub type NameRule = fn(name: &str, prefix: bool) -> Faults;
 
 fn masked(name: &str, prefix: bool) -> std::borrow::Cow<'_, str> {
     match name.strip_suffix('-') {
-        Some(head) if prefix && !head.is_empty() => format!("{}a", &head[..head.len() - last_char_len(head)]).into(),
+        Some(head) if prefix && !head.is_empty() => {
+            format!("{}a", &head[..head.len() - last_char_len(head)]).into()
+        }
         _ => name.into(),
     }
 }
@@ -301,7 +304,9 @@ mod tests {
         assert_eq!(dns1123_label("a.b"), ["must not contain dots"]);
         assert_eq!(
             dns1123_label("-"),
-            ["a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"]
+            [
+                "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
+            ]
         );
         assert!(dns1123_subdomain("a.b-c.1").is_empty());
         for bad in ["", "A", "a..b", ".a", "a-", "é"] {

@@ -89,9 +89,10 @@ fn hpa_to_v1(object: &mut Object) {
     annotate(object, METRICS, others);
     let current = take(object, "status", "currentMetrics").unwrap_or_default();
     let current = current.as_list().unwrap_or(&[]);
-    let used = current.iter().rev().find_map(|m| {
-        is_cpu(m).then(|| m.at(&["resource", "current", "averageUtilization"]))?
-    });
+    let used = current
+        .iter()
+        .rev()
+        .find_map(|m| is_cpu(m).then(|| m.at(&["resource", "current", "averageUtilization"]))?);
     if let Some(used) = used {
         object.set_at(&["status", "currentCPUUtilizationPercentage"], used.clone());
     }
@@ -146,7 +147,9 @@ fn hpa_to_v2(object: &mut Object) {
 impl Value {
     /// The only item of a list, changed below.
     fn with_at(mut self, path: &[&str], value: Value) -> Self {
-        if let Some(map) = self.as_list_mut().and_then(|l| l.first_mut()).and_then(Value::as_map_mut) {
+        if let Some(map) =
+            self.as_list_mut().and_then(|l| l.first_mut()).and_then(Value::as_map_mut)
+        {
             map.set_at(path, value);
         }
         self

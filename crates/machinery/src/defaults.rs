@@ -86,10 +86,8 @@ fn plan(ty: TypeId) -> Option<&'static [Step]> {
 
 fn plans() -> Vec<Option<Vec<Step>>> {
     let types: Vec<_> = schema().types().collect();
-    let mut wanted: Vec<bool> = types
-        .iter()
-        .map(|(_, ty)| ty.fields.iter().any(|f| f.default.is_some()))
-        .collect();
+    let mut wanted: Vec<bool> =
+        types.iter().map(|(_, ty)| ty.fields.iter().any(|f| f.default.is_some())).collect();
     // A type is wanted when a type below it is; repeat until nothing is added.
     loop {
         let before = wanted.clone();

@@ -41,6 +41,17 @@ pub fn parse_noting_duplicates(bytes: &[u8]) -> Result<(Value, Vec<String>), Err
     Ok((value, duplicates))
 }
 
+/// The paths of all fields in the order of the document, a field that stands twice twice.
+pub fn field_order(bytes: &[u8]) -> Vec<String> {
+    let (mut duplicates, mut order) = (Vec::new(), Vec::new());
+    let mut parser = Parser::new(bytes, Some(&mut duplicates));
+    parser.order = Some(&mut order);
+    match parser.document() {
+        Ok(_) => order,
+        Err(_) => Vec::new(),
+    }
+}
+
 pub fn to_vec(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
@@ -50,6 +61,7 @@ struct Parser<'a> {
     at: usize,
     depth: usize,
     duplicates: Option<&'a mut Vec<String>>,
+    order: Option<&'a mut Vec<String>>,
     /// Where the parser stands; kept only while duplicates are collected.
     path: Vec<Step>,
 }
@@ -63,7 +75,7 @@ type Parsed<T> = Result<T, Error>;
 
 impl<'a> Parser<'a> {
     fn new(bytes: &'a [u8], duplicates: Option<&'a mut Vec<String>>) -> Self {
-        Self { bytes, at: 0, depth: 0, duplicates, path: Vec::new() }
+        Self { bytes, at: 0, depth: 0, duplicates, order: None, path: Vec::new() }
     }
 
     fn document(mut self) -> Parsed<Value> {
@@ -84,9 +96,7 @@ impl<'a> Parser<'a> {
     fn unexpected(&self, context: &str) -> Error {
         match self.bytes.get(self.at) {
             None => self.error("unexpected end of JSON input"),
-            Some(&byte) => {
-                self.error(format!("invalid character {} {context}", quote_char(byte)))
-            }
+            Some(&byte) => self.error(format!("invalid character {} {context}", quote_char(byte))),
         }
     }
 
@@ -156,6 +166,9 @@ impl<'a> Parser<'a> {
     fn field(&mut self, key: &SmolStr) -> Parsed<Value> {
         if self.duplicates.is_none() {
             return self.value();
+        }
+        if let Some(order) = &mut self.order {
+            order.push(path_text(&self.path, key));
         }
         self.path.push(Step::Key(key.clone()));
         let value = self.value()?;

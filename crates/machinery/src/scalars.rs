@@ -28,7 +28,9 @@ pub fn base64_decode(text: &str) -> Result<Vec<u8>, usize> {
         text.as_bytes()
     };
     LENIENT_BITS.decode(bytes).map_err(|error| match error {
-        base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+        base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => {
+            at
+        }
         _ => bytes.len(),
     })
 }

@@ -68,7 +68,8 @@ mod tests {
         });
         let selector = from_value(Some(&selector)).unwrap();
         let pod = |tier: &str| {
-            Object::from_value(value!({"metadata": {"labels": {"app": "web", "tier": tier}}})).unwrap()
+            Object::from_value(value!({"metadata": {"labels": {"app": "web", "tier": tier}}}))
+                .unwrap()
         };
         assert!(matches(&selector, &pod("front")) && !matches(&selector, &pod("back")));
         assert!(from_value(None).unwrap().is_nothing());

@@ -54,9 +54,12 @@ impl Shape {
     }
 }
 
-fn parts(fields: Vec<(&'static [u32], u32, u16)>) -> Vec<Part> {
+/// Outer numbers, own number, index of the field.
+type Path = (&'static [u32], u32, u16);
+
+fn parts(fields: Vec<Path>) -> Vec<Part> {
     let mut out: Vec<Part> = Vec::new();
-    let mut inner: Vec<(u32, Vec<(&'static [u32], u32, u16)>)> = Vec::new();
+    let mut inner: Vec<(u32, Vec<Path>)> = Vec::new();
     for (outer, number, field) in fields {
         match outer.split_first() {
             None => out.push(Part::Field { number, field }),

@@ -112,7 +112,10 @@ struct Entries<'a> {
 impl<'a> MapAccess<'a> for Entries<'a> {
     type Error = Error;
 
-    fn next_key_seed<K: DeserializeSeed<'a>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+    fn next_key_seed<K: DeserializeSeed<'a>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
         let Some((key, value)) = self.rest.next() else { return Ok(None) };
         self.value = Some(value);
         seed.deserialize(BorrowedStrDeserializer::new(key)).map(Some)
@@ -129,7 +132,10 @@ struct Items<'a>(std::slice::Iter<'a, Value>);
 impl<'a> SeqAccess<'a> for Items<'a> {
     type Error = Error;
 
-    fn next_element_seed<T: DeserializeSeed<'a>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+    fn next_element_seed<T: DeserializeSeed<'a>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
         self.0.next().map(|item| seed.deserialize(FromValue(item))).transpose()
     }
 
@@ -147,7 +153,10 @@ impl<'a> EnumAccess<'a> for Variant<'a> {
     type Error = Error;
     type Variant = FromValue<'a>;
 
-    fn variant_seed<V: DeserializeSeed<'a>>(self, seed: V) -> Result<(V::Value, FromValue<'a>), Error> {
+    fn variant_seed<V: DeserializeSeed<'a>>(
+        self,
+        seed: V,
+    ) -> Result<(V::Value, FromValue<'a>), Error> {
         Ok((seed.deserialize(BorrowedStrDeserializer::new(self.key))?, FromValue(self.value)))
     }
 }

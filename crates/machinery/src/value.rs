@@ -294,7 +294,9 @@ impl From<serde_json::Value> for Value {
         match json {
             J::Null => Self::Null,
             J::Bool(flag) => Self::Bool(flag),
-            J::Number(n) => n.as_i64().map_or_else(|| Self::Float(n.as_f64().unwrap_or(0.0)), Self::Int),
+            J::Number(n) => {
+                n.as_i64().map_or_else(|| Self::Float(n.as_f64().unwrap_or(0.0)), Self::Int)
+            }
             J::String(text) => text.into(),
             J::Array(list) => list.into(),
             J::Object(map) => Self::Map(map.into_iter().collect()),
@@ -359,7 +361,10 @@ impl<'de> Deserialize<'de> for Map {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         match Value::deserialize(d)? {
             Value::Map(map) => Ok(map),
-            other => Err(serde::de::Error::custom(format!("expected an object, got {}", other.type_name()))),
+            other => Err(serde::de::Error::custom(format!(
+                "expected an object, got {}",
+                other.type_name()
+            ))),
         }
     }
 }

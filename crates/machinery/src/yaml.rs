@@ -51,7 +51,8 @@ mod tests {
 
     #[test]
     fn scalars_take_kubernetes_types() {
-        let parsed = parse("a: yes\nb: 'yes'\nc: 010\nd: 1.5\ne: ~\nf: 1e3\ng: \"1\"\n1: x\n").unwrap();
+        let parsed =
+            parse("a: yes\nb: 'yes'\nc: 010\nd: 1.5\ne: ~\nf: 1e3\ng: \"1\"\n1: x\n").unwrap();
         let expected = value!({
             "a": true, "b": "yes", "c": 8, "d": 1.5, "e": null, "f": 1000.0, "g": "1", "1": "x"
         });

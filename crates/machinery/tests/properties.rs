@@ -103,10 +103,10 @@ proptest! {
         if cut < length {
             bytes.truncate(cut);
         }
-        if let Ok(object) = codec::decode_storage(&bytes) {
-            if let Ok(written) = codec::to_protobuf(&object) {
-                prop_assert_eq!(codec::from_protobuf(&written).unwrap(), object);
-            }
+        if let Ok(object) = codec::decode_storage(&bytes)
+            && let Ok(written) = codec::to_protobuf(&object)
+        {
+            prop_assert_eq!(codec::from_protobuf(&written).unwrap(), object);
         }
     }
 

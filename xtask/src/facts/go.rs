@@ -88,7 +88,8 @@ impl Package {
         let mut parts = line.split('"');
         let (alias, path) = (parts.next().unwrap_or_default().trim(), parts.next());
         if let Some(path) = path {
-            let alias = if alias.is_empty() { path.rsplit('/').next().unwrap_or(path) } else { alias };
+            let alias =
+                if alias.is_empty() { path.rsplit('/').next().unwrap_or(path) } else { alias };
             self.imports.insert(alias.to_owned(), path.to_owned());
         }
     }
@@ -140,7 +141,8 @@ impl Package {
 
 fn wanted(file: &Path) -> bool {
     let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let generated = name.starts_with("zz_") || name.starts_with("generated.") || name.contains("doc");
+    let generated =
+        name.starts_with("zz_") || name.starts_with("generated.") || name.contains("doc");
     name.ends_with(".go") && !name.ends_with("_test.go") && !generated
 }
 

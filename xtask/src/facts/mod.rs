@@ -32,9 +32,10 @@ pub fn run(args: &[String]) -> Result<()> {
     };
     let modules = modules::locate()?;
     let mut stale = Vec::new();
-    for (name, text) in
-        [("types.txt", types::generate(&modules)?), ("resources.txt", resources::generate(&modules)?)]
-    {
+    for (name, text) in [
+        ("types.txt", types::generate(&modules)?),
+        ("resources.txt", resources::generate(&modules)?),
+    ] {
         let path = data_dir().join(name);
         if check {
             if fs::read_to_string(&path).unwrap_or_default() != text {

@@ -30,7 +30,11 @@ const PREFIXES: &[(&str, &str, &str)] = &[
     ("", "nodes", "minions"),
     ("", "services", "services/specs"),
     ("networking.k8s.io", "ingresses", "ingress"),
-    ("apiextensions.k8s.io", "customresourcedefinitions", "apiextensions.k8s.io/customresourcedefinitions"),
+    (
+        "apiextensions.k8s.io",
+        "customresourcedefinitions",
+        "apiextensions.k8s.io/customresourcedefinitions",
+    ),
     ("apiregistration.k8s.io", "apiservices", "apiregistration.k8s.io/apiservices"),
 ];
 
@@ -57,7 +61,8 @@ pub fn generate(modules: &Modules) -> Result<String> {
 }
 
 fn words(value: &Value) -> String {
-    let words: Vec<&str> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let words: Vec<&str> =
+        value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     words.join(",")
 }
 

@@ -13,7 +13,8 @@ use super::{
 
 const META: &str = "k8s.io/apimachinery/pkg/apis/meta/v1";
 const EXTENSIONS: &str = "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1";
-const JSON_SCHEMA: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+const JSON_SCHEMA: &str =
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
 /// Packages with bodies that the published description leaves out.
 const MORE_PACKAGES: &[&str] = &["k8s.io/api/admission/v1", "k8s.io/api/apidiscovery/v2"];
@@ -97,7 +98,8 @@ impl Writer<'_> {
 
     fn load(&mut self, import: &str) -> Result<()> {
         if !self.packages.contains_key(import) {
-            let dir = self.modules.package_dir(import).with_context(|| format!("where is {import}"))?;
+            let dir =
+                self.modules.package_dir(import).with_context(|| format!("where is {import}"))?;
             self.packages.insert(import.to_owned(), Package::read(import, &dir)?);
         }
         Ok(())
@@ -366,9 +368,8 @@ fn kinds(package: &Package, name: &str) -> Vec<(String, String, String)> {
     }
     let version = package.name().to_owned();
     let mut kinds = vec![(group.clone(), version.clone(), name.to_owned())];
-    let unversioned = [
-        "Status", "APIVersions", "APIGroupList", "APIGroup", "APIResourceList", "List",
-    ];
+    let unversioned =
+        ["Status", "APIVersions", "APIGroupList", "APIGroup", "APIResourceList", "List"];
     if package.import == META && unversioned.contains(&name) {
         kinds.push((String::new(), version, name.to_owned()));
     }

@@ -146,11 +146,7 @@ fn field_flag(field: &mut Field, flag: &'static str) {
 
 fn patch_strategy(value: &str) -> PatchStrategy {
     let has = |name| value.split(',').any(|part| part == name);
-    PatchStrategy {
-        merge: has("merge"),
-        replace: has("replace"),
-        retain_keys: has("retainKeys"),
-    }
+    PatchStrategy { merge: has("merge"), replace: has("replace"), retain_keys: has("retainKeys") }
 }
 
 fn field_type(text: &'static str, schema: &Schema) -> FieldType {

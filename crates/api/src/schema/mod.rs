@@ -313,7 +313,9 @@ mod tests {
         assert_eq!(pods.storage_root().unwrap(), "/registry/pods/");
         let pod = schema().type_of_kind(&pods.gvk).unwrap();
         assert_eq!(pod.go_name, "v1.Pod");
-        let FieldType::Ref(spec) = pod.field("spec").unwrap().ty else { panic!("spec is a struct") };
+        let FieldType::Ref(spec) = pod.field("spec").unwrap().ty else {
+            panic!("spec is a struct")
+        };
         let spec = schema().type_of(spec);
         let containers = spec.field("containers").unwrap();
         assert_eq!(containers.patch_merge_key, "name");

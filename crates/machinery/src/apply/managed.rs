@@ -96,7 +96,13 @@ impl Managers {
         list.sort_by(|(a, x), (b, y)| {
             let seconds = |owned: &Owned| owned.time.map_or(0, Timestamp::as_secs);
             let key = |id: &'_ ManagerId, owned: &Owned| {
-                (id.operation, seconds(owned), id.manager.clone(), owned.api_version.clone(), id.subresource.clone())
+                (
+                    id.operation,
+                    seconds(owned),
+                    id.manager.clone(),
+                    owned.api_version.clone(),
+                    id.subresource.clone(),
+                )
             };
             key(a, x).cmp(&key(b, y))
         });
@@ -124,7 +130,8 @@ impl Managers {
                 continue;
             }
             let Some(owned) = self.0.remove(&id) else { continue };
-            let bucket = ManagerId { manager: OLD_CHANGES.into(), subresource: String::new(), ..id };
+            let bucket =
+                ManagerId { manager: OLD_CHANGES.into(), subresource: String::new(), ..id };
             match self.0.get_mut(&bucket) {
                 Some(old) => {
                     old.set = old.set.union(&owned.set);

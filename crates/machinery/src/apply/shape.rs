@@ -1,16 +1,25 @@
 //! How fields are owned: as a whole, field by field, or item by item. Read from the built-in
 //! schema, from the structural schema of a custom resource, or deduced from the value.
 
-use api::{Field, FieldType, TypeId, schema, schema::{ListType, MapType}};
+use api::{
+    Field, FieldType, TypeId, schema,
+    schema::{ListType, MapType},
+};
 
 use crate::{Map, Value};
 
 /// What is known of a value's type.
 #[derive(Clone, Copy, Debug)]
 pub enum Node<'a> {
-    Struct { id: TypeId, atomic: bool },
+    Struct {
+        id: TypeId,
+        atomic: bool,
+    },
     /// A value of a built-in type; the field that holds it says how lists and maps are owned.
-    Typed { ty: &'a FieldType, field: Option<&'a Field> },
+    Typed {
+        ty: &'a FieldType,
+        field: Option<&'a Field>,
+    },
     /// A node of an OpenAPI v3 schema.
     Schema(&'a Value),
     /// An object of a custom resource: its schema, with `metadata` of the built-in type.
@@ -73,9 +82,7 @@ impl<'a> Node<'a> {
                 None if field.patch_strategy.merge && field.patch_merge_key.is_empty() => {
                     Ownership::Set
                 }
-                None if field.patch_strategy.merge => {
-                    Ownership::Keyed(vec![field.patch_merge_key])
-                }
+                None if field.patch_strategy.merge => Ownership::Keyed(vec![field.patch_merge_key]),
                 None => Ownership::Leaf,
             },
             Self::Schema(node) => match text(node, "x-kubernetes-list-type") {

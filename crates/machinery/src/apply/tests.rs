@@ -80,7 +80,15 @@ fn check_apply(
         }
         Err(status) => {
             let wanted = Status::from_json(&expected.to_json()).ok_or("upstream applied it")?;
-            let shown = |s: &Status| format!("{} {:?} {}\n{:?}", s.code, s.reason, s.message, s.details.as_ref().map(|d| &d.causes));
+            let shown = |s: &Status| {
+                format!(
+                    "{} {:?} {}\n{:?}",
+                    s.code,
+                    s.reason,
+                    s.message,
+                    s.details.as_ref().map(|d| &d.causes)
+                )
+            };
             if shown(&status) == shown(&wanted) {
                 return Ok(());
             }
@@ -102,7 +110,10 @@ fn same_owners(object: &Object, expected: &Object) -> Result<(), String> {
 fn within(a: &Value, b: &Value, path: &str) -> Result<(), String> {
     match (a, b) {
         (Value::Map(a), Value::Map(b)) => a.iter().try_for_each(|(key, value)| {
-            let server_set = matches!(key.as_str(), "resourceVersion" | "generation" | "uid" | "creationTimestamp" | "managedFields");
+            let server_set = matches!(
+                key.as_str(),
+                "resourceVersion" | "generation" | "uid" | "creationTimestamp" | "managedFields"
+            );
             match b.get(key) {
                 _ if server_set => Ok(()),
                 Some(other) => within(value, other, &format!("{path}.{key}")),

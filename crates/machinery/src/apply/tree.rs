@@ -78,7 +78,10 @@ fn check(value: &Value, node: Node, path: &mut String, faults: &mut Vec<Fault>) 
                 let (inner, declared) = node.field(name);
                 path.push_str(&format!(".{name}"));
                 if !declared && is_closed(node) {
-                    faults.push(Fault { path: path.clone(), text: "field not declared in schema".into() });
+                    faults.push(Fault {
+                        path: path.clone(),
+                        text: "field not declared in schema".into(),
+                    });
                 } else {
                     check(value, inner, path, faults);
                 }

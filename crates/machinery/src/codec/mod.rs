@@ -10,7 +10,9 @@ use crate::{Map, Object, Value, json};
 /// Why bytes are no object, or an object has no bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")]
+    #[error(
+        "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
+    )]
     NoEnvelope,
     #[error("proto: {0}")]
     Malformed(&'static str),

@@ -45,7 +45,8 @@ fn a_pod_survives_protobuf() {
 #[test]
 fn an_empty_namespace_has_upstreams_bytes() {
     // As a client of the real server sends it.
-    let namespace = object(value!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}));
+    let namespace =
+        object(value!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}));
     let bytes = to_protobuf(&namespace).unwrap();
     let mut expected = b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09Namespace\x12".to_vec();
     let meta = b"\x0a\x01a\x12\x00\x1a\x00\x22\x00\x2a\x00\x32\x00\x38\x00\x42\x00";
@@ -102,7 +103,8 @@ fn schemas_of_custom_resources() {
 #[test]
 fn lists_and_watch_events_are_put_together_from_bytes() {
     let item = |name: &str| {
-        let map = object(value!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}));
+        let map =
+            object(value!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}));
         to_protobuf(&map).unwrap()
     };
     let items = [item("a"), item("b")];

@@ -2,10 +2,11 @@
 
 use api::{GroupVersion, GroupVersionKind, Status};
 
-use super::{FieldValidation, decode_object};
+use super::{FieldValidation, decode_noting, judge};
 use crate::{
     Object, Value,
     codec::{self, Format},
+    json,
 };
 
 /// Reads the body of a create, update or patch of a built-in kind. A body without kind and
@@ -23,14 +24,30 @@ pub fn decode_body(
         return Ok((object, Vec::new()));
     }
     let (mut value, duplicates) = parse(body, format, &expected.kind)?;
-    let found = kind_of(&value, expected)
-        .map_err(|why| not_recognised(&expected.kind, &why, body))?;
+    let found =
+        kind_of(&value, expected).map_err(|why| not_recognised(&expected.kind, &why, body))?;
     check_kind(&found, expected)?;
     if let Value::Map(map) = &mut value {
         map.insert("apiVersion", found.api_version());
         map.insert("kind", found.kind.clone());
     }
-    decode_object(&value, &duplicates, expected, validation)
+    let (object, mut strict) = decode_noting(&value, &duplicates, expected)?;
+    if strict.len() > 1 && format == Format::Json {
+        sort_as_in(body, &mut strict);
+    }
+    judge(object, strict, expected, validation)
+}
+
+/// Puts the objections of strict decoding into the order of the document.
+fn sort_as_in(body: &[u8], strict: &mut [String]) {
+    let order = json::field_order(body);
+    let place = |objection: &String| {
+        let path = objection.split('"').nth(1).unwrap_or_default();
+        let places = order.iter().enumerate().filter(|(_, p)| *p == path).map(|(at, _)| at);
+        // A duplicate is noticed when it comes again.
+        if objection.starts_with("duplicate") { places.max() } else { places.min() }
+    };
+    strict.sort_by_key(place);
 }
 
 /// Parses a body that has to name its kind.
@@ -48,7 +65,9 @@ pub fn kind_of(value: &Value, expected: &GroupVersionKind) -> Result<GroupVersio
         Value::Null => return Ok(expected.clone()),
         other => {
             let found = other.type_name();
-            return Err(format!("couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"));
+            return Err(format!(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+            ));
         }
     };
     let text = |key: &str| match map.get(key) {
@@ -56,7 +75,9 @@ pub fn kind_of(value: &Value, expected: &GroupVersionKind) -> Result<GroupVersio
         Some(Value::String(text)) => Ok(text.as_str()),
         Some(other) => {
             let found = other.type_name();
-            Err(format!("couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go struct field .{key} of type string"))
+            Err(format!(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go struct field .{key} of type string"
+            ))
         }
     };
     let (version, kind) = (text("apiVersion")?, text("kind")?);
@@ -87,7 +108,11 @@ fn check_kind(found: &GroupVersionKind, expected: &GroupVersionKind) -> Result<(
         Some(group) => group,
     };
     let wanted = &expected.kind;
-    Err(handled_as(found, wanted, &format!("converting ({go}) to ({internal}.{wanted}): unknown conversion")))
+    Err(handled_as(
+        found,
+        wanted,
+        &format!("converting ({go}) to ({internal}.{wanted}): unknown conversion"),
+    ))
 }
 
 /// The failure of decoding a body whose kind is known.
@@ -97,7 +122,9 @@ pub fn not_handled(gvk: &GroupVersionKind, why: &str) -> Status {
 
 fn handled_as(gvk: &GroupVersionKind, wanted: &str, why: &str) -> Status {
     let (kind, version) = (&gvk.kind, &gvk.version);
-    Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {wanted}: {why}"))
+    Status::bad_request(format!(
+        "{kind} in version {version:?} cannot be handled as a {wanted}: {why}"
+    ))
 }
 
 /// The failure for a kind that no version knows.
@@ -138,14 +165,42 @@ mod tests {
     #[test]
     fn failures_read_as_upstreams() {
         for (body, expected) in [
-            (r#"{"apiVersion":"v1","kind":"Pod""#, r#"the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: unexpected end of JSON input ({"apiVersion":"v1","kind":"Pod ...)"#),
-            ("{x", "the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: invalid character 'x' looking for beginning of object key string ({x)"),
-            ("[]", r#"the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: json: cannot unmarshal array into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" } (5b5d)"#),
-            (r#"{"kind":"Foo","apiVersion":"v1"}"#, r#"Foo in version "v1" cannot be handled as a Pod: no kind "Foo" is registered for version "v1" in scheme "pkg/runtime/scheme.go:111""#),
-            (r#"{"kind":"Deployment","apiVersion":"apps/v1"}"#, r#"Deployment in version "v1" cannot be handled as a Pod: converting (v1.Deployment) to (core.Pod): unknown conversion"#),
-            (r#"{"spec":{"volumes":[{"hostPath":{"path":true}}]}}"#, r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal bool into Go struct field HostPathVolumeSource.spec.volumes.VolumeSource.hostPath.path of type string"#),
-            (r#"{"spec":{"containers":[{"livenessProbe":{"httpGet":{"port":true}}}]}}"#, r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal bool into Go struct field HTTPGetAction.spec.containers.livenessProbe.ProbeHandler.httpGet.port of type int32"#),
-            ("{}", r#"{"apiVersion":"v1","kind":"Pod","metadata":{},"spec":{"containers":null},"status":{}}"#),
+            (
+                r#"{"apiVersion":"v1","kind":"Pod""#,
+                r#"the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: unexpected end of JSON input ({"apiVersion":"v1","kind":"Pod ...)"#,
+            ),
+            (
+                "{x",
+                "the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: invalid character 'x' looking for beginning of object key string ({x)",
+            ),
+            (
+                "[]",
+                r#"the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: json: cannot unmarshal array into Go value of type struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" } (5b5d)"#,
+            ),
+            (
+                r#"{"kind":"Foo","apiVersion":"v1"}"#,
+                r#"Foo in version "v1" cannot be handled as a Pod: no kind "Foo" is registered for version "v1" in scheme "pkg/runtime/scheme.go:111""#,
+            ),
+            (
+                r#"{"kind":"Deployment","apiVersion":"apps/v1"}"#,
+                r#"Deployment in version "v1" cannot be handled as a Pod: converting (v1.Deployment) to (core.Pod): unknown conversion"#,
+            ),
+            (
+                r#"{"spec":{"volumes":[{"hostPath":{"path":true}}]}}"#,
+                r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal bool into Go struct field HostPathVolumeSource.spec.volumes.VolumeSource.hostPath.path of type string"#,
+            ),
+            (
+                r#"{"spec":{"containers":[{"livenessProbe":{"httpGet":{"port":true}}}]}}"#,
+                r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal bool into Go struct field HTTPGetAction.spec.containers.livenessProbe.ProbeHandler.httpGet.port of type int32"#,
+            ),
+            (
+                r#"{"spec":{"zoo":1,"foo":1,"containers":[{"nam":1}],"hostPID":true,"hostPID":true}}"#,
+                r#"Pod in version "v1" cannot be handled as a Pod: strict decoding error: unknown field "spec.zoo", unknown field "spec.foo", unknown field "spec.containers[0].nam", duplicate field "spec.hostPID""#,
+            ),
+            (
+                "{}",
+                r#"{"apiVersion":"v1","kind":"Pod","metadata":{},"spec":{"containers":null},"status":{}}"#,
+            ),
         ] {
             assert_eq!(message(body), expected);
         }

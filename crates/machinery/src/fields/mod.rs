@@ -59,11 +59,28 @@ pub fn decode_object(
     gvk: &GroupVersionKind,
     validation: FieldValidation,
 ) -> Result<(Object, Vec<String>), Status> {
+    let (object, strict) = decode_noting(body, duplicates, gvk)?;
+    judge(object, strict, gvk, validation)
+}
+
+/// The object, and what strict decoding objects to.
+fn decode_noting(
+    body: &Value,
+    duplicates: &[String],
+    gvk: &GroupVersionKind,
+) -> Result<(Object, Vec<String>), Status> {
     let kind = schema().kind(gvk).ok_or_else(|| body::unregistered(gvk, &gvk.kind))?;
     let decoded = decode(body, kind.ty).map_err(|error| not_handled(gvk, &error.0))?;
     let doubled = duplicates.iter().map(|path| format!("duplicate field {path:?}"));
-    let strict: Vec<String> = doubled.chain(decoded.strict).collect();
-    let object = Object::from_map(decoded.map);
+    Ok((Object::from_map(decoded.map), doubled.chain(decoded.strict).collect()))
+}
+
+fn judge(
+    object: Object,
+    strict: Vec<String>,
+    gvk: &GroupVersionKind,
+    validation: FieldValidation,
+) -> Result<(Object, Vec<String>), Status> {
     match validation {
         FieldValidation::Strict if !strict.is_empty() => {
             Err(not_handled(gvk, &format!("strict decoding error: {}", strict.join(", "))))
@@ -82,7 +99,9 @@ pub fn decode(value: &Value, ty: TypeId) -> Result<Decoded, Error> {
         other => {
             let go = schema().type_of(ty).go_name;
             let found = other.type_name();
-            return Err(Error(format!("json: cannot unmarshal {found} into Go value of type {go}")));
+            return Err(Error(format!(
+                "json: cannot unmarshal {found} into Go value of type {go}"
+            )));
         }
     };
     match decoder.error {
@@ -181,13 +200,12 @@ impl<'a> Decoder<'a> {
             (T::Ref(id), Value::Map(map)) => self.structure(map, *id).into(),
             (T::List(item), Value::List(items)) => self.list(items, item, place),
             (T::Map(item), Value::Map(map)) => self.map(map, item, place),
-            (T::SchemaOrArray(id) | T::SchemaOrBool(id) | T::SchemaOrStrings(id), Value::Map(map)) => {
-                self.structure(map, *id).into()
-            }
+            (
+                T::SchemaOrArray(id) | T::SchemaOrBool(id) | T::SchemaOrStrings(id),
+                Value::Map(map),
+            ) => self.structure(map, *id).into(),
             (T::SchemaOrBool(_), Value::Bool(_)) => value.clone(),
-            (T::SchemaOrArray(id), Value::List(items)) => {
-                self.list(items, &T::Ref(*id), place)
-            }
+            (T::SchemaOrArray(id), Value::List(items)) => self.list(items, &T::Ref(*id), place),
             (T::SchemaOrStrings(_), Value::List(items)) => self.list(items, &T::String, place),
             _ => match scalar::normal(value, ty) {
                 Ok(value) => value,
@@ -232,8 +250,9 @@ impl<'a> Decoder<'a> {
             scalar::Fault::Inner(found, go) => (found, go.to_owned()),
         };
         let (owner, path) = (place.owner, self.json_path());
-        let text =
-            format!("json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {go}");
+        let text = format!(
+            "json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {go}"
+        );
         self.error = Some(Error(text));
     }
 

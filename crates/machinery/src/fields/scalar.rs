@@ -30,7 +30,9 @@ pub fn normal(value: &Value, ty: &FieldType) -> Result<Value, Fault> {
         (T::Quantity, _) => quantity(value),
         (T::IntOrString, _) => int_or_string(value),
         (T::Time, _) => time(value, "2006-01-02T15:04:05Z07:00", Timestamp::rfc3339),
-        (T::MicroTime, _) => time(value, "2006-01-02T15:04:05.000000Z07:00", Timestamp::rfc3339_micro),
+        (T::MicroTime, _) => {
+            time(value, "2006-01-02T15:04:05.000000Z07:00", Timestamp::rfc3339_micro)
+        }
         (T::Duration, _) => duration(value),
         _ => Err(Fault::Type(value.type_name().into())),
     }
@@ -61,7 +63,9 @@ fn quantity(value: &Value) -> Result<Value, Fault> {
         other => format!("{other:?}"),
     };
     match Quantity::canonical(text.trim()) {
-        Ok(canonical) if matches!(value, Value::String(text) if *text == canonical) => Ok(value.clone()),
+        Ok(canonical) if matches!(value, Value::String(text) if *text == canonical) => {
+            Ok(value.clone())
+        }
         Ok(canonical) => Ok(canonical.into()),
         Err(error) => Err(Fault::Other(error.to_string())),
     }
@@ -78,7 +82,9 @@ fn int_or_string(value: &Value) -> Result<Value, Fault> {
 }
 
 fn duration(value: &Value) -> Result<Value, Fault> {
-    let Value::String(text) = value else { return Err(Fault::Inner(value.type_name().into(), "string")) };
+    let Value::String(text) = value else {
+        return Err(Fault::Inner(value.type_name().into(), "string"));
+    };
     match scalars::parse_duration(text) {
         Some(nanos) => Ok(scalars::format_duration(nanos).into()),
         None => Err(Fault::Other(format!("time: invalid duration {text:?}"))),
@@ -86,9 +92,12 @@ fn duration(value: &Value) -> Result<Value, Fault> {
 }
 
 fn time(value: &Value, layout: &str, write: fn(Timestamp) -> String) -> Result<Value, Fault> {
-    let Value::String(text) = value else { return Err(Fault::Inner(value.type_name().into(), "string")) };
+    let Value::String(text) = value else {
+        return Err(Fault::Inner(value.type_name().into(), "string"));
+    };
     if let Err((rest, wanted)) = rfc3339(text) {
-        let text = format!("parsing time {text:?} as {layout:?}: cannot parse {rest:?} as {wanted:?}");
+        let text =
+            format!("parsing time {text:?} as {layout:?}: cannot parse {rest:?} as {wanted:?}");
         return Err(Fault::Other(text));
     }
     match Timestamp::parse(text) {
@@ -105,8 +114,17 @@ fn time(value: &Value, layout: &str, write: fn(Timestamp) -> String) -> Result<V
 fn rfc3339(text: &str) -> Result<(), (&str, &'static str)> {
     let mut rest = text;
     let elements = [
-        (4, "2006"), (0, "-"), (2, "01"), (0, "-"), (2, "02"), (0, "T"), (2, "15"), (0, ":"),
-        (2, "04"), (0, ":"), (2, "05"),
+        (4, "2006"),
+        (0, "-"),
+        (2, "01"),
+        (0, "-"),
+        (2, "02"),
+        (0, "T"),
+        (2, "15"),
+        (0, ":"),
+        (2, "04"),
+        (0, ":"),
+        (2, "05"),
     ];
     for (digits, element) in elements {
         let fits = match digits {
@@ -119,7 +137,8 @@ fn rfc3339(text: &str) -> Result<(), (&str, &'static str)> {
         rest = &rest[digits.max(if digits == 0 { 1 } else { 0 })..];
     }
     if let Some(fraction) = rest.strip_prefix('.') {
-        let digits = fraction.len() - fraction.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let digits =
+            fraction.len() - fraction.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         if digits == 0 {
             return Err((rest, "Z07:00"));
         }

@@ -89,7 +89,9 @@ fn wrong_types_have_gos_words() {
         failure(value!({"metadata": {"creationTimestamp": "x"}})),
         "parsing time \"x\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"x\" as \"2006\""
     );
-    assert!(failure(value!({"spec": {"overhead": {"cpu": "x"}}})).starts_with("quantities must match"));
+    assert!(
+        failure(value!({"spec": {"overhead": {"cpu": "x"}}})).starts_with("quantities must match")
+    );
 }
 
 #[test]
@@ -117,6 +119,7 @@ fn unknown_and_duplicate_fields() {
 fn lists_that_are_always_written() {
     let role = GroupVersionKind::new("rbac.authorization.k8s.io", "v1", "Role");
     let (object, _) =
-        decode_object(&value!({"metadata": {"name": "r"}}), &[], &role, FieldValidation::Strict).unwrap();
+        decode_object(&value!({"metadata": {"name": "r"}}), &[], &role, FieldValidation::Strict)
+            .unwrap();
     assert_eq!(object.into_value(), value!({"metadata": {"name": "r"}, "rules": null}));
 }

@@ -54,7 +54,9 @@ pub fn patch_object(
     decode_shown(&patched, &duplicates, gvk, validation, &shown, |why| {
         match why.rsplit_once(" of type ") {
             // A strategic merge patch is converted without JSON in between.
-            Some((_, ty @ ("bool" | "string" | "int32" | "int64"))) => format!("unrecognized type: {ty}"),
+            Some((_, ty @ ("bool" | "string" | "int32" | "int64"))) => {
+                format!("unrecognized type: {ty}")
+            }
             _ => why.to_owned(),
         }
     })
@@ -92,11 +94,14 @@ pub fn apply(
 
 /// The failure for a patch type that a kind does not take.
 pub fn unsupported_media_type() -> Status {
-    let accepted = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
+    let accepted =
+        "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
     Status::new(
         415,
         Reason::UnsupportedMediaType,
-        format!("the body of the request was in an unknown format - accepted media types include: {accepted}"),
+        format!(
+            "the body of the request was in an unknown format - accepted media types include: {accepted}"
+        ),
     )
 }
 

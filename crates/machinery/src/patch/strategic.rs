@@ -116,7 +116,8 @@ fn merge_field(
         }
         (Some(Value::List(old)), Value::List(change)) if strategy.merge => {
             let key = field.map_or("", |f| f.patch_merge_key);
-            let merged = if deletes { without(old, change) } else { merge_list(old, change, key, inner)? };
+            let merged =
+                if deletes { without(old, change) } else { merge_list(old, change, key, inner)? };
             Some(Value::from(merged))
         }
         (Some(Value::List(_)), Value::List(_)) => Some(change.clone()),
@@ -219,7 +220,12 @@ fn without(old: &[Value], gone: &[Value]) -> Vec<Value> {
     old.iter().filter(|item| !gone.contains(item)).cloned().collect()
 }
 
-fn merge_list(old: &[Value], change: &[Value], key: &str, inner: Shape) -> Result<Vec<Value>, Status> {
+fn merge_list(
+    old: &[Value],
+    change: &[Value],
+    key: &str,
+    inner: Shape,
+) -> Result<Vec<Value>, Status> {
     let maps = old.iter().chain(change).any(|item| matches!(item, Value::Map(_)));
     if old.iter().chain(change).any(|item| matches!(item, Value::List(_))) {
         return Err(unprocessable());
@@ -240,7 +246,9 @@ fn merge_list(old: &[Value], change: &[Value], key: &str, inner: Shape) -> Resul
     let mut rest: Vec<&Map> = Vec::new();
     let mut replaces = false;
     for item in change {
-        let map = item.as_map().ok_or_else(|| unexpected("list element types are not identical".into()))?;
+        let map = item
+            .as_map()
+            .ok_or_else(|| unexpected("list element types are not identical".into()))?;
         match map.get(PATCH).map(Value::as_str) {
             None => rest.push(map),
             Some(Some("delete")) => {
@@ -249,7 +257,9 @@ fn merge_list(old: &[Value], change: &[Value], key: &str, inner: Shape) -> Resul
             }
             Some(Some("replace")) => replaces = true,
             Some(Some("merge")) => {
-                return Err(unexpected("merging lists cannot yet be specified in the patch".into()));
+                return Err(unexpected(
+                    "merging lists cannot yet be specified in the patch".into(),
+                ));
             }
             _ => return Err(bad_patch_type(map.get(PATCH).unwrap_or(&Value::Null), map)),
         }
@@ -279,7 +289,12 @@ fn key_of<'a>(map: &'a Map, key: &str) -> Result<&'a Value, Status> {
 
 /// Puts the items that the patch names into its order, and weaves them into the others by the
 /// order that the server had. New items come before the server's that follow none of them.
-fn arrange(merged: Vec<Value>, patch_order: &[Value], server_order: &[Value], key: &str) -> Vec<Value> {
+fn arrange(
+    merged: Vec<Value>,
+    patch_order: &[Value],
+    server_order: &[Value],
+    key: &str,
+) -> Vec<Value> {
     let place = |list: &[Value], item: &Value| list.iter().position(|other| same(item, other, key));
     let (mut named, mut others): (Vec<Value>, Vec<Value>) =
         merged.into_iter().partition(|item| place(patch_order, item).is_some());

@@ -16,7 +16,9 @@ fn patches_as_upstream_applies_them() {
         let result = run(kind, document, patch);
         let text = match result {
             Ok(value) => format!("{value:?}"),
-            Err(status) => format!("! {} {}", status.code, status.message.lines().next().unwrap_or_default()),
+            Err(status) => {
+                format!("! {} {}", status.code, status.message.lines().next().unwrap_or_default())
+            }
         };
         assert_eq!(text, expected, "{kind}\n{document}\n{patch}");
         count += 1;

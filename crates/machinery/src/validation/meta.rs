@@ -220,7 +220,8 @@ mod tests {
     #[test]
     fn a_new_object() {
         let mut errors = Errors::new();
-        let good = value!({"name": "a", "namespace": "b", "labels": {"a": "b"}, "finalizers": ["x/y"]});
+        let good =
+            value!({"name": "a", "namespace": "b", "labels": {"a": "b"}, "finalizers": ["x/y"]});
         validate_object_meta(&object(good), NAMESPACED, &mut errors);
         assert_eq!(texts(std::mem::take(&mut errors)), [""; 0]);
         let bad = value!({
@@ -230,7 +231,9 @@ mod tests {
         validate_object_meta(&object(bad), NAMESPACED, &mut errors);
         let texts = texts(errors);
         assert_eq!(texts[0], "metadata.name: Required value: name or generateName is required");
-        assert!(texts[1].starts_with("metadata.annotations: Invalid value: \"a b\": name part must"));
+        assert!(
+            texts[1].starts_with("metadata.annotations: Invalid value: \"a b\": name part must")
+        );
         assert_eq!(
             texts[2..],
             [

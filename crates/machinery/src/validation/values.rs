@@ -104,12 +104,20 @@ mod tests {
             check(text, &path, &mut errors);
             errors.len()
         };
-        for (text, faults) in [("10.0.0.1", 0), ("::1", 0), ("010.0.0.1", 1), ("::ffff:1.2.3.4", 1), ("x", 1)] {
+        for (text, faults) in
+            [("10.0.0.1", 0), ("::1", 0), ("010.0.0.1", 1), ("::ffff:1.2.3.4", 1), ("x", 1)]
+        {
             assert_eq!(count(validate_ip, text), faults, "{text}");
         }
-        for (text, faults) in
-            [("10.0.0.0/8", 0), ("::/0", 0), ("0.0.0.0/0", 0), ("10.0.0.1/8", 1), ("10.0.0.0/33", 1), ("10.0.0.0/08", 1), ("x", 1)]
-        {
+        for (text, faults) in [
+            ("10.0.0.0/8", 0),
+            ("::/0", 0),
+            ("0.0.0.0/0", 0),
+            ("10.0.0.1/8", 1),
+            ("10.0.0.0/33", 1),
+            ("10.0.0.0/08", 1),
+            ("x", 1),
+        ] {
             assert_eq!(count(validate_cidr, text), faults, "{text}");
         }
     }
@@ -125,7 +133,11 @@ mod tests {
                 {"key": "k", "operator": "Is"},
             ],
         });
-        validate_label_selector(selector.as_map().unwrap(), &FieldPath::root("spec").child("selector"), &mut errors);
+        validate_label_selector(
+            selector.as_map().unwrap(),
+            &FieldPath::root("spec").child("selector"),
+            &mut errors,
+        );
         let fields: Vec<&str> = errors.causes().iter().map(|c| c.field.as_str()).collect();
         assert_eq!(
             fields,

@@ -69,7 +69,8 @@ const SHORT: Error = Error::Malformed("unexpected EOF");
 impl<'a> Fields<'a> {
     fn field(&mut self) -> Result<(u32, Wire<'a>), Error> {
         let tag = varint(&mut self.rest)?;
-        let number = u32::try_from(tag >> 3).map_err(|_| Error::Malformed("a huge field number"))?;
+        let number =
+            u32::try_from(tag >> 3).map_err(|_| Error::Malformed("a huge field number"))?;
         if number == 0 {
             return Err(Error::Malformed("field number 0"));
         }
