@@ -120,7 +120,7 @@ pub(crate) async fn claim_address(
         let prefix = if block.v4 { 32 } else { 128 } - block.bits;
         let range = format!("{start}/{prefix}");
         return Err(Refusal::OutOfRange(format!(
-            "the provided network does not match the current range: the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
+            "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
         )));
     }
     let addresses = addresses(at)?;
@@ -273,7 +273,7 @@ pub(crate) async fn claim_ports(
     let failed = |status: Status| (0, Refusal::Failed(status));
     for _ in 0..ATTEMPTS {
         let mut ports = Ports::read(shared).await.map_err(failed)?;
-        for &port in wanted {
+        for &port in wanted.iter().filter(|_| !cx.dry_run) {
             if ports.place(port).is_none() {
                 let range = format!("{}-{}", ports.first, ports.last);
                 let why = format!("provided port is not in the valid range. The range of valid ports is {range}");

@@ -47,6 +47,15 @@ impl Errors {
         self.0.is_empty()
     }
 
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Drops what was found after a point.
+    pub fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
+    }
+
     pub fn into_causes(self) -> Vec<Cause> {
         self.0
     }
@@ -105,6 +114,11 @@ impl Errors {
         let noun = if max == 1 { "item" } else { "items" };
         let detail = format!("must have at most {max} {noun}");
         self.add(path, "FieldValueTooMany", &format!("Too many: {count}"), &detail);
+    }
+
+    /// A value that is shown as it is given, where upstream prints its internal form.
+    pub fn shown(&mut self, path: &Path, reason: &str, head: &str, shown: &str, detail: &str) {
+        self.add(path, reason, &format!("{head}: {shown}"), detail);
     }
 
     /// The value is part of a closed list of texts.

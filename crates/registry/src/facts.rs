@@ -15,6 +15,7 @@ use crate::{
 #[derive(Clone, Copy)]
 pub struct Facts {
     pub default: fn(&mut Object),
+    pub on_read: fn(&mut Object),
     pub prepare_create: fn(&RequestContext, &mut Object),
     pub prepare_update: fn(&str, &mut Object, &Object),
     pub validate: fn(&Object, &mut Errors),
@@ -46,6 +47,7 @@ pub struct Facts {
 /// A kind without particulars.
 pub const PLAIN: Facts = Facts {
     default: |_| {},
+    on_read: |_| {},
     prepare_create: |_, _| {},
     prepare_update: |_, _, _| {},
     validate: |_, _| {},
@@ -75,6 +77,10 @@ pub const PLAIN: Facts = Facts {
 impl Strategy for Facts {
     fn default(&self, object: &mut Object) {
         (self.default)(object);
+    }
+
+    fn on_read(&self, object: &mut Object) {
+        (self.on_read)(object);
     }
 
     fn prepare_create(&self, cx: &RequestContext, object: &mut Object) {

@@ -21,7 +21,9 @@ pub(crate) struct Storage {
 
 impl Storage {
     pub fn decode(&self, stored: &[u8], revision: Revision) -> Result<Object, Status> {
-        codec::decode(&self.gvk, stored, revision)
+        let mut object = codec::decode(&self.gvk, stored, revision)?;
+        self.strategy.on_read(&mut object);
+        Ok(object)
     }
 
     pub fn encode(&self, object: &Object) -> Result<Bytes, Status> {

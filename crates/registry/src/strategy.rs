@@ -19,6 +19,9 @@ pub trait Strategy: Send + Sync + 'static {
     /// Fills in what the schema's defaults lack. Must change nothing when called twice.
     fn default(&self, _object: &mut Object) {}
 
+    /// Completes what the stored form does not hold.
+    fn on_read(&self, _object: &mut Object) {}
+
     /// Drops what clients may not set on create. `status` has been reset before.
     fn prepare_create(&self, _cx: &RequestContext, _object: &mut Object) {}
 

@@ -76,24 +76,32 @@ pub(super) fn validate_new(info: &ResourceInfo, rule: NameRule, object: &Object,
     names::annotations(object.map_at(&["metadata", "annotations"]), &path.child("annotations"), errors);
     owners(object, &path.child("ownerReferences"), errors);
     let finalizers = path.child("finalizers");
-    for name in object.finalizers() {
-        names::qualified_at(name, &finalizers, errors);
+    for (at, name) in object.finalizers().enumerate() {
+        let faults = api::names::label_key(name);
+        names::report(&faults, &finalizers, name, errors);
+        if faults.is_empty() && !info.custom && !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.invalid(&finalizers.index(at), name, why);
+        }
     }
 }
+
+/// Finalizers without a domain.
+const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 
 fn owners(object: &Object, path: &Path, errors: &mut Errors) {
     let mut controllers = Vec::new();
     for (at, owner) in object.owner_references().enumerate() {
         let path = path.index(at);
         let fields = [
-            ("apiVersion", &owner.api_version, "version must not be empty"),
-            ("kind", &owner.kind, "must not be empty"),
-            ("name", &owner.name, "must not be empty"),
-            ("uid", &owner.uid, "must not be empty"),
+            ("apiVersion", &owner.api_version),
+            ("kind", &owner.kind),
+            ("name", &owner.name),
+            ("uid", &owner.uid),
         ];
-        for (field, value, why) in fields {
+        for (field, value) in fields {
             if value.is_empty() {
-                errors.invalid(&path.child(field), "", why);
+                errors.required(&path.child(field), "must not be empty");
             }
         }
         if owner.controller {

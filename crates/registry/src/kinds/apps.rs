@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     compare::semantically_equal,
-    edit::{each, inside, or, spec},
+    edit::{each, or, spec},
     errors::{Errors, Path},
     facts::{Facts, PLAIN},
     selector::label_selector,
@@ -18,7 +18,7 @@ use crate::{
 
 /// Defaults of `spec.template`.
 pub(crate) fn default_template(spec: &mut Map) {
-    inside(spec, "template", |template| pod_spec::default(template.map_entry("spec")));
+    pod_spec::default(spec.map_entry("template").map_entry("spec"));
 }
 
 /// A selector that is set, is not empty and selects the template; the template itself.
@@ -37,7 +37,7 @@ pub(crate) fn validate_selector_and_template(object: &Object, kind: &str, errors
     }
     let labels = object.map_at(&["spec", "template", "metadata", "labels"]);
     let label = |key: &str| labels?.get(key)?.as_str();
-    if selected.is_some() && !label_selector(selected).matches(label) {
+    if !label_selector(selected).matches(label) {
         let value = labels.cloned().map_or(Value::Null, Value::Map);
         let path = path.child("template").child("metadata").child("labels");
         errors.invalid(&path, value, "`selector` does not match template `labels`");
@@ -158,9 +158,20 @@ fn rolling(object: &Object, field: &str, errors: &mut Errors) {
         other => {
             let known: &[&str] =
                 if field == "strategy" { &["Recreate", "RollingUpdate"] } else { &["RollingUpdate", "OnDelete"] };
-            errors.not_supported(&path.child("type"), other, known);
+            if field == "strategy" {
+                errors.not_supported(&path.child("type"), other, known);
+            } else {
+                let quoted: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
+                let detail = format!("supported values: {}", quoted.join(", "));
+                errors.shown(&path, "FieldValueNotSupported", "Unsupported value", &strategy_shown(other), &detail);
+            }
         }
     }
+}
+
+/// An update strategy as upstream prints its internal form.
+fn strategy_shown(kind: &str) -> String {
+    format!("{{\"Type\":{kind:?},\"RollingUpdate\":null}}")
 }
 
 static DEPLOYMENT_COLUMNS: [Column; 8] = [
@@ -237,7 +248,7 @@ pub(crate) const REPLICA_SETS: Facts = Facts {
     },
     validate: |set, errors| {
         non_negatives(set, &["replicas", "minReadySeconds"], errors);
-        validate_selector_and_template(set, "replicaset", errors);
+        validate_selector_and_template(set, "deployment", errors);
     },
     validate_update: selector_stays,
     generation: true,
@@ -262,13 +273,15 @@ static DAEMON_SET_COLUMNS: [Column; 11] = [
     SELECTOR,
 ];
 
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 /// The daemon sets' spec ties a generation of templates to their controller's own count.
 fn template_generation(new: &mut Object, old: &Object) {
-    let before = old.annotation("deprecated.daemonset.template.generation").and_then(|text| text.parse().ok());
+    let before = old.annotation(TEMPLATE_GENERATION).and_then(|text| text.parse().ok());
     let before: i64 = before.unwrap_or(1);
     let same = semantically_equal(new.at(&["spec", "template"]), old.at(&["spec", "template"]));
     let now = if same { before } else { before + 1 };
-    new.set_at(&["metadata", "annotations", "deprecated.daemonset.template.generation"], now.to_string());
+    new.set_at(&["metadata", "annotations", TEMPLATE_GENERATION], now.to_string());
 }
 
 pub(crate) const DAEMON_SETS: Facts = Facts {
@@ -284,10 +297,10 @@ pub(crate) const DAEMON_SETS: Facts = Facts {
             or(spec, "revisionHistoryLimit", 10);
             default_template(spec);
         });
+        let annotations = set.metadata_mut().map_entry("annotations");
+        or(annotations, TEMPLATE_GENERATION, "1");
     },
-    prepare_create: |_, set| {
-        set.set_at(&["metadata", "annotations", "deprecated.daemonset.template.generation"], "1");
-    },
+    prepare_create: |_, set| set.set_at(&["metadata", "annotations", TEMPLATE_GENERATION], "1"),
     prepare_update: |subresource, new, old| {
         if subresource.is_empty() {
             template_generation(new, old);
@@ -330,7 +343,9 @@ pub(crate) const STATEFUL_SETS: Facts = Facts {
             let strategy = spec.map_entry("updateStrategy");
             or(strategy, "type", "RollingUpdate");
             if strategy.get("type").and_then(Value::as_str) == Some("RollingUpdate") {
-                or(strategy.map_entry("rollingUpdate"), "partition", 0);
+                let rolling = strategy.map_entry("rollingUpdate");
+                or(rolling, "partition", 0);
+                or(rolling, "maxUnavailable", 1);
             }
             let retention = spec.map_entry("persistentVolumeClaimRetentionPolicy");
             or(retention, "whenDeleted", "Retain");
@@ -338,8 +353,6 @@ pub(crate) const STATEFUL_SETS: Facts = Facts {
             or(spec, "replicas", 1);
             or(spec, "revisionHistoryLimit", 10);
             each(spec, "volumeClaimTemplates", |claim| {
-                or(claim, "apiVersion", "v1");
-                or(claim, "kind", "PersistentVolumeClaim");
                 or(claim.map_entry("spec"), "volumeMode", "Filesystem");
                 or(claim.map_entry("status"), "phase", "Pending");
             });
@@ -357,7 +370,8 @@ pub(crate) const STATEFUL_SETS: Facts = Facts {
             "RollingUpdate" | "OnDelete" => {}
             other => {
                 let why = "must be 'RollingUpdate' or 'OnDelete'";
-                errors.invalid(&path.child("updateStrategy"), other, why);
+                let path = path.child("updateStrategy");
+                errors.shown(&path, "FieldValueInvalid", "Invalid value", &strategy_shown(other), why);
             }
         }
         let partition = set.i64_at(&["spec", "updateStrategy", "rollingUpdate", "partition"]);
@@ -384,6 +398,17 @@ pub(crate) const STATEFUL_SETS: Facts = Facts {
                 rest.join(", ")
             );
             errors.forbidden(&"spec".into(), &why);
+        }
+    },
+    // The stored form of a claim has no kind; readers see it.
+    on_read: |set| {
+        if set.at(&["spec", "volumeClaimTemplates"]).is_some() {
+            spec(set, |spec| {
+                each(spec, "volumeClaimTemplates", |claim| {
+                    or(claim, "apiVersion", "v1");
+                    or(claim, "kind", "PersistentVolumeClaim");
+                });
+            });
         }
     },
     initial_status: |_| Some(value!({"replicas": 0, "availableReplicas": 0})),

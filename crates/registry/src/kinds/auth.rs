@@ -19,9 +19,6 @@ static ROLE_COLUMNS: [Column; 2] =
 fn rules(role: &Object, namespaced: bool, errors: &mut Errors) {
     for (at, rule) in role.list_at(&["rules"]).iter().filter_map(Value::as_map).enumerate() {
         let path = Path::new("rules").index(at);
-        if list(rule, "verbs").is_empty() {
-            errors.required(&path.child("verbs"), "verbs must contain at least one value");
-        }
         if !list(rule, "nonResourceURLs").is_empty() {
             let value = rule.get("nonResourceURLs").cloned().unwrap_or_default();
             if namespaced {
@@ -49,7 +46,10 @@ const ROLE: Facts = Facts {
     ..PLAIN
 };
 
-pub(crate) const ROLES: Facts = Facts { validate: |role, errors| rules(role, true, errors), ..ROLE };
+pub(crate) const ROLES: Facts = Facts { validate: |role, errors| {
+        rules(role, true, errors);
+        verbs(role, errors);
+    }, ..ROLE };
 
 pub(crate) const CLUSTER_ROLES: Facts = Facts {
     validate: |role, errors| {
@@ -59,9 +59,19 @@ pub(crate) const CLUSTER_ROLES: Facts = Facts {
             let why = "at least one clusterRoleSelector required if aggregationRule is non-nil";
             errors.required(&Path::new("aggregationRule").child("clusterRoleSelectors"), why);
         }
+        verbs(role, errors);
     },
     ..ROLE
 };
+
+/// Checks that upstream makes from declarations come after the others.
+fn verbs(role: &Object, errors: &mut Errors) {
+    for (at, rule) in role.list_at(&["rules"]).iter().filter_map(Value::as_map).enumerate() {
+        if list(rule, "verbs").is_empty() {
+            errors.required(&Path::new("rules").index(at).child("verbs"), "");
+        }
+    }
+}
 
 fn subjects(binding: &Object, kind: &str) -> Value {
     let names: Vec<String> = binding
@@ -113,20 +123,22 @@ fn binding(binding: &Object, namespaced: bool, errors: &mut Errors) {
     errors.one_of(&path.child("apiGroup"), role("apiGroup"), &[RBAC]);
     let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
     errors.one_of(&path.child("kind"), role("kind"), kinds);
-    match role("name") {
-        "" => errors.required(&path.child("name"), ""),
-        name => crate::names::check(NameRule::PathSegment, name, &path.child("name"), errors),
-    }
+    crate::names::check(NameRule::PathSegment, role("name"), &path.child("name"), errors);
     for (at, subject) in binding.list_at(&["subjects"]).iter().filter_map(Value::as_map).enumerate() {
         subject_at(subject, namespaced, &Path::new("subjects").index(at), errors);
+    }
+    for (at, subject) in binding.list_at(&["subjects"]).iter().filter_map(Value::as_map).enumerate() {
+        if text(subject, "name").is_empty() {
+            errors.required(&Path::new("subjects").index(at).child("name"), "");
+        }
+    }
+    if role("name").is_empty() {
+        errors.required(&path.child("name"), "");
     }
 }
 
 fn subject_at(subject: &Map, namespaced: bool, path: &Path, errors: &mut Errors) {
     let (name, group) = (text(subject, "name"), text(subject, "apiGroup"));
-    if name.is_empty() {
-        errors.required(&path.child("name"), "");
-    }
     match text(subject, "kind") {
         "ServiceAccount" => {
             if !name.is_empty() {

@@ -11,6 +11,7 @@ use crate::{
     edit::{copy_field, inside, or, spec},
     errors::{Errors, Path},
     facts::{Facts, PLAIN},
+    selector::label_selector,
     request::Propagation,
     table::{AGE, Column, NAME, TableContext, age_of, human_duration},
 };
@@ -103,6 +104,13 @@ pub(crate) const JOBS: Facts = Facts {
             None => errors.required(&path.child("selector"), ""),
             Some(selector) => validate_label_selector(selector, &path.child("selector"), errors),
         }
+        let labels = job.map_at(&["spec", "template", "metadata", "labels"]);
+        let label = |key: &str| labels?.get(key)?.as_str();
+        if !label_selector(job.at(&["spec", "selector"])).matches(label) {
+            let value = labels.cloned().map_or(Value::Null, Value::Map);
+            let path = path.child("template").child("metadata").child("labels");
+            errors.invalid(&path, value, "`selector` does not match template `labels`");
+        }
         let mode = job.str_at(&["spec", "completionMode"]);
         errors.one_of(&path.child("completionMode"), mode, &["NonIndexed", "Indexed"]);
         if mode == "Indexed" && job.i64_at(&["spec", "completions"]).is_none() {
@@ -154,16 +162,16 @@ fn own_selector(job: &mut Object) {
 }
 
 fn restart_policy(job: &Object, errors: &mut Errors) {
-    let path = Path::new("spec").child("template").child("spec").child("restartPolicy");
-    let policy = job.str_at(&["spec", "template", "spec", "restartPolicy"]);
-    if policy == "Always" {
-        let known = ["OnFailure", "Never"];
-        let quoted: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
-        let message =
-            format!("Required value: valid values: {}", quoted.join(", "));
-        errors.push(&path, "FieldValueRequired", message);
-    }
+    let path = Path::new("spec").child("template").child("spec");
+    no_always(job.str_at(&["spec", "template", "spec", "restartPolicy"]), &path, errors);
     validate_template(job, "job", &["OnFailure", "Never", "Always"], errors);
+}
+
+/// A pod that always restarts never completes.
+fn no_always(policy: &str, path: &Path, errors: &mut Errors) {
+    if policy == "Always" {
+        errors.required(&path.child("restartPolicy"), "valid values: \"OnFailure\", \"Never\"");
+    }
 }
 
 static CRON_COLUMNS: [Column; 10] = [
@@ -223,7 +231,9 @@ pub(crate) const CRON_JOBS: Facts = Facts {
         }
         let job = cron.at(&["spec", "jobTemplate", "spec", "template", "spec"]).and_then(Value::as_map);
         let path = path.child("jobTemplate").child("spec").child("template").child("spec");
-        super::pod_validation::validate(&job.cloned().unwrap_or_default(), &path, errors);
+        let job = job.cloned().unwrap_or_default();
+        super::pod_validation::validate(&job, &path, errors);
+        no_always(job.str_at(&["restartPolicy"]).unwrap_or_default(), &path, errors);
     },
     generation: true,
     propagation: Some(Propagation::Background),

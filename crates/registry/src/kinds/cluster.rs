@@ -48,16 +48,20 @@ pub(crate) const PRIORITY_CLASSES: Facts = Facts {
             (class.name(), value),
             ("system-node-critical", 2_000_001_000) | ("system-cluster-critical", 2_000_000_000)
         );
-        if class.name().starts_with("system-") && !system {
-            let why = "priority class names with 'system-' prefix are reserved for system use only. error: unknown system priority class";
-            errors.forbidden(&"metadata.name".into(), why);
-        }
-        if value > HIGHEST_USER_PRIORITY && !system {
+        if class.name().starts_with("system-") {
+            if !system {
+                let why = format!(
+                    "priority class names with 'system-' prefix are reserved for system use only. error: {} is not a known system priority class",
+                    class.name()
+                );
+                errors.forbidden(&"metadata.name".into(), &why);
+            }
+        } else if value > HIGHEST_USER_PRIORITY {
             let why = format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
             errors.forbidden(&"value".into(), &why);
         }
         let policy = class.str_at(&["preemptionPolicy"]);
-        errors.one_of(&"preemptionPolicy".into(), policy, &["Never", "PreemptLowerPriority"]);
+        errors.one_of(&"preemptionPolicy".into(), policy, &["PreemptLowerPriority", "Never"]);
     },
     validate_update: |_, new, old, errors| {
         if new.at(&["value"]) != old.at(&["value"]) {
@@ -350,8 +354,11 @@ pub(crate) const DEFINITIONS: Facts = Facts {
         None => vec!["this server stores CustomResourceDefinitions but does not serve custom resources yet".into()],
         Some(_) => Vec::new(),
     },
-    initial_status: |_| {
-        Some(value!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": null}))
+    initial_status: |definition| {
+        let versions = definition.list_at(&["spec", "versions"]).iter().filter_map(Value::as_map);
+        let stored: Vec<&str> =
+            versions.filter(|v| crate::edit::flag(v, "storage")).map(|v| text(v, "name")).collect();
+        Some(value!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}))
     },
     generation: true,
     unconditional_update: false,

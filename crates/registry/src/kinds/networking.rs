@@ -48,7 +48,7 @@ pub(crate) const INGRESSES: Facts = Facts {
         let empty = Map::new();
         let spec = ingress.map_at(&["spec"]).unwrap_or(&empty);
         if list(spec, "rules").is_empty() && spec.get("defaultBackend").is_none_or(Value::is_null) {
-            let value = Value::Map(spec.clone());
+            let value = spec.get("rules").cloned().unwrap_or_default();
             errors.invalid(&path, value, "either `defaultBackend` or `rules` must be specified");
         }
         if let Some(backend) = spec.get("defaultBackend").and_then(Value::as_map) {
@@ -128,10 +128,9 @@ fn ingress_backend(backend: &Map, path: &Path, errors: &mut Errors) {
         Some(_) if resource => {
             errors.invalid(path, "", "cannot set both resource and service backends");
         }
-        None if !resource => errors.required(path, "port name or number is required"),
         None => {}
         Some(service) => {
-            let path = path.child("service");
+            let (backend, path) = (path, path.child("service"));
             match text(service, "name") {
                 "" => errors.required(&path.child("name"), ""),
                 name => report(&names::name_is_1035_label(name, false), &path.child("name"), name, errors),
@@ -148,7 +147,7 @@ fn ingress_backend(backend: &Map, path: &Path, errors: &mut Errors) {
                     errors.invalid(&path.child("port").child("number"), number, &fault);
                 }
             } else {
-                errors.required(&path.child("port"), "port name or number is required");
+                errors.required(backend, "port name or number is required");
             }
         }
     }
@@ -214,13 +213,13 @@ pub(crate) const NETWORK_POLICIES: Facts = Facts {
         if let Some(selector) = policy.map_at(&["spec", "podSelector"]) {
             validate_label_selector(selector, &path.child("podSelector"), errors);
         }
-        for (at, kind) in policy.list_at(&["spec", "policyTypes"]).iter().filter_map(Value::as_str).enumerate() {
-            errors.one_of(&path.child("policyTypes").index(at), kind, &["Egress", "Ingress"]);
-        }
         for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
             for (at, rule) in policy.list_at(&["spec", direction]).iter().filter_map(Value::as_map).enumerate() {
                 policy_rule(rule, peers, &path.child(direction).index(at), errors);
             }
+        }
+        for (at, kind) in policy.list_at(&["spec", "policyTypes"]).iter().filter_map(Value::as_str).enumerate() {
+            errors.one_of(&path.child("policyTypes").index(at), kind, &["Ingress", "Egress"]);
         }
     },
     generation: true,
@@ -231,7 +230,7 @@ pub(crate) const NETWORK_POLICIES: Facts = Facts {
 fn policy_rule(rule: &Map, peers: &str, path: &Path, errors: &mut Errors) {
     for (at, port) in maps(rule, "ports").enumerate() {
         let path = path.child("ports").index(at);
-        errors.one_of(&path.child("protocol"), text(port, "protocol"), &["SCTP", "TCP", "UDP"]);
+        errors.one_of(&path.child("protocol"), text(port, "protocol"), &["TCP", "UDP", "SCTP"]);
         if port.get("port").is_some_and(|port| !port.is_null()) {
             super::pod_validation::port_or_name(port.get("port"), &path.child("port"), errors);
         }

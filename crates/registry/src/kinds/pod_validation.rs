@@ -33,21 +33,18 @@ pub(crate) fn validate(spec: &Map, path: &Path, errors: &mut Errors) {
     if let Some(affinity) = spec.get("affinity").and_then(Value::as_map) {
         affinities(affinity, &path.child("affinity"), errors);
     }
-    for (at, entry) in maps(spec, "imagePullSecrets").enumerate() {
-        if text(entry, "name").is_empty() {
-            errors.required(&path.child("imagePullSecrets").index(at).child("name"), "");
-        }
-    }
-    name_fields(spec, path, errors);
+    topology_spread(spec, &path.child("topologySpreadConstraints"), errors);
+    name_fields(spec, &["serviceAccountName", "nodeName"], path, errors);
     if let Some(seconds) = spec.get("activeDeadlineSeconds").and_then(Value::as_i64) {
         if !(1..=i64::from(i32::MAX)).contains(&seconds) {
             let path = path.child("activeDeadlineSeconds");
             errors.invalid(&path, seconds, &names::range_fault(1, i64::from(i32::MAX)));
         }
     }
+    name_fields(spec, &["hostname", "subdomain"], path, errors);
     tolerations(spec, &path.child("tolerations"), errors);
-    topology_spread(spec, &path.child("topologySpreadConstraints"), errors);
     host_aliases(spec, &path.child("hostAliases"), errors);
+    name_fields(spec, &["priorityClassName", "runtimeClassName"], path, errors);
     if let Some(policy) = spec.get("preemptionPolicy").and_then(Value::as_str) {
         errors.one_of(&path.child("preemptionPolicy"), policy, &["Never", "PreemptLowerPriority"]);
     }
@@ -60,21 +57,13 @@ struct Pod<'a> {
     host_network: bool,
 }
 
-fn name_fields(spec: &Map, path: &Path, errors: &mut Errors) {
-    for (field, label) in [("nodeName", false), ("serviceAccountName", false), ("hostname", true), ("subdomain", true)] {
-        let name = text(spec, field);
+fn name_fields(spec: &Map, fields: &[&str], path: &Path, errors: &mut Errors) {
+    for field in fields {
+        let (name, label) = (text(spec, field), matches!(*field, "hostname" | "subdomain"));
         if !name.is_empty() {
             let faults = if label { names::dns1123_label(name) } else { names::name_is_subdomain(name, false) };
             report(&faults, &path.child(field), name, errors);
         }
-    }
-    let class = text(spec, "priorityClassName");
-    if !class.is_empty() {
-        report(&names::name_is_subdomain(class, false), &path.child("priorityClassName"), class, errors);
-    }
-    let class = text(spec, "runtimeClassName");
-    if !class.is_empty() {
-        report(&names::name_is_subdomain(class, false), &path.child("runtimeClassName"), class, errors);
     }
 }
 
@@ -88,23 +77,37 @@ fn volumes(spec: &Map, path: &Path, errors: &mut Errors) -> BTreeMap<String, &'s
         } else {
             report(&names::dns1123_label(name), &path.child("name"), name, errors);
         }
-        if known.insert(name.to_owned(), "").is_some() {
+        if known.contains_key(name) {
             errors.duplicate(&path.child("name"), name);
         }
-        let sources: Vec<&str> =
+        let before = errors.len();
+        let mut sources: Vec<&str> =
             volume.iter().filter(|(k, v)| *k != "name" && !v.is_null()).map(|(k, _)| k.as_str()).collect();
+        sources.sort_by_key(|source| SOURCES.iter().position(|known| known == source));
         match sources.as_slice() {
             [] => errors.required(&path, "must specify a volume type"),
-            [source] => volume_source(volume, source, &path, errors),
-            [_, others @ ..] => {
+            [first, others @ ..] => {
+                volume_source(volume, first, &path, errors);
                 for other in others {
                     errors.forbidden(&path.child(other), "may not specify more than 1 volume type");
                 }
             }
         }
+        // What is broken in itself hides no other volume of its name.
+        if errors.len() == before {
+            known.insert(name.to_owned(), "");
+        }
     }
     known
 }
+
+/// Volume types in the order in which the first of several is taken for the one meant.
+const SOURCES: [&str; 30] = [
+    "emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi",
+    "glusterfs", "flocker", "persistentVolumeClaim", "rbd", "cinder", "cephfs", "quobyte", "downwardAPI", "fc",
+    "flexVolume", "configMap", "azureFile", "vsphereVolume", "photonPersistentDisk", "portworxVolume", "azureDisk",
+    "storageos", "projected", "scaleIO", "csi", "ephemeral", "image",
+];
 
 fn volume_source(volume: &Map, kind: &str, path: &Path, errors: &mut Errors) {
     let path = path.child(kind);
@@ -285,7 +288,7 @@ fn common(container: &Map, pod: &Pod<'_>, path: &Path, errors: &mut Errors) {
     match text(container, "terminationMessagePolicy") {
         "" => errors.required(&path.child("terminationMessagePolicy"), ""),
         policy => {
-            errors.one_of(&path.child("terminationMessagePolicy"), policy, &["FallbackToLogsOnError", "File"]);
+            errors.one_of(&path.child("terminationMessagePolicy"), policy, &["File", "FallbackToLogsOnError"]);
         }
     }
     ports(container, pod, &path.child("ports"), errors);
@@ -425,6 +428,9 @@ fn env_source(source: &Map, has_value: bool, path: &Path, errors: &mut Errors) {
 }
 
 fn field_ref(source: &Map, path: &Path, errors: &mut Errors) {
+    /// Fields that have a label, but not one that a variable may take.
+    const LABELLED: [&str; 5] =
+        ["metadata.annotations", "metadata.labels", "spec.restartPolicy", "spec.schedulerName", "status.phase"];
     const KNOWN: [&str; 9] = [
         "metadata.name",
         "metadata.namespace",
@@ -449,7 +455,7 @@ fn field_ref(source: &Map, path: &Path, errors: &mut Errors) {
     if !fine {
         let mut valid = KNOWN.to_vec();
         valid.sort_unstable();
-        if field.split('.').next().is_some_and(|root| root == "metadata" || root == "spec" || root == "status") {
+        if LABELLED.contains(&field) {
             errors.not_supported(&path.child("fieldPath"), field, &valid);
         } else {
             let why = format!("error converting fieldPath: field label not supported: {field}");
@@ -601,6 +607,7 @@ fn resource_name(name: &str, path: &Path, errors: &mut Errors) {
     report(&names::qualified_name(name), path, name, errors);
     let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     if !name.contains('/') && !standard {
+        errors.invalid(path, name, "must be a standard resource type or fully qualified");
         errors.invalid(path, name, "must be a standard resource for containers");
     }
 }
@@ -724,8 +731,8 @@ fn host_aliases(spec: &Map, path: &Path, errors: &mut Errors) {
         if ip.parse::<std::net::IpAddr>().is_err() {
             errors.invalid(&path.child("ip"), ip, IP_FAULT);
         }
-        for name in list(alias, "hostnames").iter().filter_map(Value::as_str) {
-            report(&names::dns1123_subdomain(name), &path.child("hostnames"), name, errors);
+        for (at, name) in list(alias, "hostnames").iter().filter_map(Value::as_str).enumerate() {
+            report(&names::dns1123_subdomain(name), &path.child("hostnames").index(at), name, errors);
         }
     }
 }
@@ -774,10 +781,11 @@ fn weight(term: &Map, path: &Path, errors: &mut Errors) {
 }
 
 fn topology_key(term: &Map, path: &Path, errors: &mut Errors) {
-    match text(term, "topologyKey") {
-        "" => errors.required(&path.child("topologyKey"), "can not be empty"),
-        key => crate::names::qualified_at(key, &path.child("topologyKey"), errors),
+    let key = text(term, "topologyKey");
+    if key.is_empty() {
+        errors.required(&path.child("topologyKey"), "can not be empty");
     }
+    crate::names::qualified_at(key, &path.child("topologyKey"), errors);
 }
 
 pub(crate) fn node_terms(selector: &Map, path: &Path, errors: &mut Errors) {

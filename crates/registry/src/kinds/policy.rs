@@ -27,8 +27,19 @@ pub(crate) const BUDGETS: Facts = Facts {
         let path = Path::new("spec");
         let has = |field| budget.at(&["spec", field]).is_some_and(|v: &Value| !v.is_null());
         if has("minAvailable") && has("maxUnavailable") {
-            let value = budget.at(&["spec"]).cloned().unwrap_or_default();
-            errors.invalid(&path, value, "minAvailable and maxUnavailable cannot be both set");
+            let json = |field: &str| match budget.at(&["spec", field]) {
+                Some(value) => serde_json::to_string(value).unwrap_or_default(),
+                None => "null".into(),
+            };
+            let shown = format!(
+                "{{\"MinAvailable\":{},\"Selector\":{},\"MaxUnavailable\":{},\"UnhealthyPodEvictionPolicy\":{}}}",
+                json("minAvailable"),
+                json("selector"),
+                json("maxUnavailable"),
+                json("unhealthyPodEvictionPolicy")
+            );
+            let why = "minAvailable and maxUnavailable cannot be both set";
+            errors.shown(&path, "FieldValueInvalid", "Invalid value", &shown, why);
         }
         for field in ["minAvailable", "maxUnavailable"] {
             match budget.at(&["spec", field]) {
@@ -137,13 +148,13 @@ pub(crate) const AUTOSCALERS: Facts = Facts {
             scaler.i64_at(&["spec", "minReplicas"]).unwrap_or(1),
             scaler.i64_at(&["spec", "maxReplicas"]).unwrap_or(0),
         );
-        if least < 1 {
-            errors.invalid(&path.child("minReplicas"), least, "must be greater than or equal to 1");
+        if least < 0 {
+            errors.invalid(&path.child("minReplicas"), least, "must be greater than or equal to 0");
         }
-        if most < 1 {
+        if most < 0 {
             errors.invalid(&path.child("maxReplicas"), most, "must be greater than 0");
         }
-        if most < least {
+        if most != 0 && most < least {
             errors.invalid(&path.child("maxReplicas"), most, "must be greater than or equal to `minReplicas`");
         }
         for field in ["kind", "name"] {
@@ -151,8 +162,16 @@ pub(crate) const AUTOSCALERS: Facts = Facts {
                 errors.required(&path.child("scaleTargetRef").child(field), "");
             }
         }
+        if scaler.str_at(&["spec", "scaleTargetRef", "apiVersion"]).is_empty() {
+            let path = path.child("scaleTargetRef").child("apiVersion");
+            errors.invalid(&path, "", "apiVersion must specify API group");
+        }
         let empty = Map::new();
         let spec = scaler.map_at(&["spec"]).unwrap_or(&empty);
+        if least == 0 && !maps(spec, "metrics").any(|m| matches!(text(m, "type"), "Object" | "External")) {
+            let why = "must specify at least one Object or External metric to support scaling to zero replicas";
+            errors.forbidden(&path.child("metrics"), why);
+        }
         for (at, metric) in maps(spec, "metrics").enumerate() {
             let path = path.child("metrics").index(at);
             let kind = text(metric, "type");
@@ -167,6 +186,9 @@ pub(crate) const AUTOSCALERS: Facts = Facts {
                 let path = path.child(source(kind)).child("target").child("averageValue");
                 errors.invalid(&path, average.map(|q| q.to_string()).unwrap_or_default(), "must be positive");
             }
+        }
+        if most == 0 {
+            errors.required(&path.child("maxReplicas"), "");
         }
     },
     initial_status: |_| Some(value!({"desiredReplicas": 0, "currentMetrics": null})),
@@ -205,6 +227,10 @@ fn plain_cpu<'a>(metric: &'a Value, side: &str) -> Option<&'a Value> {
 }
 
 fn to_v1(scaler: &mut Object) {
+    // A number that this version always shows.
+    if scaler.at(&["status", "currentReplicas"]).is_none() {
+        scaler.set_at(&["status", "currentReplicas"], 0);
+    }
     let take = |scaler: &mut Object, path: &[&str]| match scaler.remove_at(path) {
         Some(Value::List(list)) => list.to_vec(),
         _ => Vec::new(),
@@ -282,6 +308,7 @@ mod tests {
         assert_eq!(other.i64_at(&["spec", "targetCPUUtilizationPercentage"]), Some(70));
         assert!(other.at(&["spec", "metrics"]).is_none());
         from_v1(&mut other);
+        other.root_mut().remove("status");
         assert_eq!(other, stored);
     }
 }

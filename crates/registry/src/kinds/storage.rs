@@ -37,12 +37,12 @@ pub(crate) const CLASSES: Facts = Facts {
         or(class.root_mut(), "volumeBindingMode", "Immediate");
     },
     validate: |class, errors| {
-        if class.str_at(&["provisioner"]).is_empty() {
-            errors.required(&"provisioner".into(), "");
-        }
         errors.one_of(&"reclaimPolicy".into(), class.str_at(&["reclaimPolicy"]), &["Delete", "Retain"]);
         let mode = class.str_at(&["volumeBindingMode"]);
         errors.one_of(&"volumeBindingMode".into(), mode, &["Immediate", "WaitForFirstConsumer"]);
+        if class.str_at(&["provisioner"]).is_empty() {
+            errors.required(&"provisioner".into(), "");
+        }
     },
     validate_update: |_, new, old, errors| {
         for (field, why) in [
@@ -140,7 +140,12 @@ pub(crate) const CSI_DRIVERS: Facts = Facts {
             }
             or(spec, "requiresRepublish", false);
             or(spec, "seLinuxMount", false);
+            or(spec, "preventPodSchedulingIfMissing", false);
         });
+    },
+    // Only changes are counted.
+    prepare_create: |_, driver| {
+        driver.metadata_mut().remove("generation");
     },
     generation: true,
     unconditional_update: false,

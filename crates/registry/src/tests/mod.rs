@@ -1,5 +1,6 @@
 //! Scenarios over a real embedded store in a temporary directory, on virtual time.
 
+mod answers;
 mod kinds;
 mod lists;
 mod pipeline;

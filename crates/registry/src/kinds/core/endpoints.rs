@@ -62,7 +62,10 @@ pub(crate) const ENDPOINTS: Facts = Facts {
 
 fn address_at(ip: &str, path: &Path, errors: &mut Errors) {
     match ip.parse::<std::net::IpAddr>() {
-        Err(_) => errors.invalid(path, ip, IP_FAULT),
+        Err(_) => {
+            errors.invalid(path, ip, IP_FAULT);
+            errors.invalid(path, ip, "must be a valid IP address");
+        }
         Ok(ip) if ip.is_loopback() => {
             let range = if ip.is_ipv4() { "127.0.0.0/8, ::1/128" } else { "127.0.0.0/8, ::1/128" };
             errors.invalid(path, ip.to_string(), &format!("may not be in the loopback range ({range})"));
@@ -154,7 +157,7 @@ pub(crate) const ENDPOINT_SLICES: Facts = Facts {
             let path = Path::new("endpoints").index(at).child("addresses");
             let addresses = list(endpoint, "addresses");
             if addresses.is_empty() {
-                errors.required(&path, "must contain at least 1 address");
+                errors.required(&path, "");
             }
             for (at, address) in addresses.iter().filter_map(Value::as_str).enumerate() {
                 let path = path.index(at);

@@ -117,7 +117,7 @@ pub(crate) const FACTS: Facts = Facts {
 };
 
 fn taints(node: &Object, errors: &mut Errors) {
-    let path = Path::new("spec").child("taints");
+    let path = Path::new("metadata").child("taints");
     let mut seen = BTreeSet::new();
     let spec = node.map_at(&["spec"]).cloned().unwrap_or_default();
     for (at, taint) in maps(&spec, "taints").enumerate() {
@@ -138,6 +138,12 @@ fn taints(node: &Object, errors: &mut Errors) {
     }
 }
 
+/// A taint as upstream prints its internal form.
 fn taint_json(taint: &Map) -> String {
-    format!("{taint:?}")
+    let (key, value, effect) = (text(taint, "key"), text(taint, "value"), text(taint, "effect"));
+    let added = match text(taint, "timeAdded") {
+        "" => "null".to_owned(),
+        time => format!("{time:?}"),
+    };
+    format!("{{\"Key\":{key:?},\"Value\":{value:?},\"Effect\":{effect:?},\"TimeAdded\":{added}}}")
 }

@@ -139,7 +139,6 @@ pub(crate) const REPLICATION_CONTROLLERS: Facts = Facts {
     },
     validate: |controller, errors| {
         let path = Path::new("spec");
-        errors.non_negative(&path.child("replicas"), controller.i64_at(&["spec", "replicas"]));
         if controller.map_at(&["spec", "selector"]).is_none_or(Map::is_empty) {
             errors.required(&path.child("selector"), "");
         }
@@ -150,6 +149,7 @@ pub(crate) const REPLICATION_CONTROLLERS: Facts = Facts {
                 pod_validation::validate(&spec, &path.child("template").child("spec"), errors);
             }
         }
+        errors.non_negative(&path.child("replicas"), controller.i64_at(&["spec", "replicas"]));
     },
     generation: true,
     propagation: Some(Propagation::Orphan),

@@ -335,6 +335,16 @@ fn drop_what_another_type_had(new: &mut Object, old: &Object) {
 }
 
 fn validate(service: &Object, errors: &mut Errors) {
+    // Addresses are looked at first, and what cannot be claimed is all that is told.
+    let before = errors.len();
+    for (at, ip) in service.list_at(&["spec", "clusterIPs"]).iter().filter_map(Value::as_str).enumerate() {
+        if ip != NONE && ip.parse::<IpAddr>().is_err() {
+            errors.invalid(&Path::new("spec").child("clusterIPs").index(at), ip, IP_FAULT);
+        }
+    }
+    if errors.len() > before {
+        return;
+    }
     let path = Path::new("spec");
     let empty = Map::new();
     let spec = service.map_at(&["spec"]).unwrap_or(&empty);
@@ -425,7 +435,8 @@ fn ports(spec: &Map, path: &Path, errors: &mut Errors) {
             crate::names::qualified_at(app, &path.child("appProtocol"), errors);
         }
         if !places.insert((number, protocol)) {
-            errors.duplicate(&path, value!({"port": number, "protocol": protocol}));
+            let shown = format!("{{\"Name\":\"\",\"Protocol\":{protocol:?},\"AppProtocol\":null,\"Port\":{number},\"TargetPort\":0,\"NodePort\":0}}");
+            errors.shown(&path, "FieldValueDuplicate", "Duplicate value", &shown, "");
         }
         let node = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0);
         if node != 0 {

@@ -1,6 +1,6 @@
 //! PersistentVolumes and their claims.
 
-use machinery::{Object, Value, value};
+use machinery::{Map, Object, Value, value};
 
 use crate::{
     compare::semantically_equal,
@@ -87,7 +87,13 @@ pub(crate) const VOLUMES: Facts = Facts {
                 let value = Value::Map(capacity.clone());
                 errors.not_supported(&path.child("capacity"), value, &["storage"]);
             }
-            _ => errors.required(&path.child("capacity"), ""),
+            _ => {
+                errors.required(&path.child("capacity"), "");
+                errors.not_supported(&path.child("capacity"), Value::Null, &["storage"]);
+            }
+        }
+        if volume_source(volume).is_empty() {
+            errors.required(&path, "must specify a volume type");
         }
         let policy = volume.str_at(&["spec", "persistentVolumeReclaimPolicy"]);
         let path = path.child("persistentVolumeReclaimPolicy");
@@ -97,16 +103,7 @@ pub(crate) const VOLUMES: Facts = Facts {
         if !subresource.is_empty() {
             return;
         }
-        let source = |o: &Object| {
-            let mut map = o.map_at(&["spec"]).cloned().unwrap_or_default();
-            for field in [
-                "accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity", "persistentVolumeReclaimPolicy",
-                "storageClassName", "volumeAttributesClassName", "volumeMode",
-            ] {
-                map.remove(field);
-            }
-            Value::Map(map)
-        };
+        let source = |o: &Object| Value::Map(volume_source(o));
         if !semantically_equal(Some(&source(new)), Some(&source(old))) {
             let why = "spec.persistentvolumesource is immutable after creation";
             errors.forbidden(&"spec.persistentvolumesource".into(), why);
@@ -120,6 +117,18 @@ pub(crate) const VOLUMES: Facts = Facts {
     columns: &VOLUME_COLUMNS,
     ..PLAIN
 };
+
+/// What of a volume's spec says where it is.
+fn volume_source(volume: &Object) -> Map {
+    let mut map = volume.map_at(&["spec"]).cloned().unwrap_or_default();
+    for field in [
+        "accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity", "persistentVolumeReclaimPolicy",
+        "storageClassName", "volumeAttributesClassName", "volumeMode",
+    ] {
+        map.remove(field);
+    }
+    map
+}
 
 static CLAIM_COLUMNS: [Column; 9] = [
     NAME,
@@ -154,8 +163,8 @@ pub(crate) const CLAIMS: Facts = Facts {
         if claim.list_at(&["spec", "accessModes"]).is_empty() {
             errors.required(&path.child("accessModes"), "at least 1 access mode is required");
         }
-        for (at, mode) in claim.list_at(&["spec", "accessModes"]).iter().filter_map(Value::as_str).enumerate() {
-            let path = path.child("accessModes").index(at);
+        for mode in claim.list_at(&["spec", "accessModes"]).iter().filter_map(Value::as_str) {
+            let path = path.child("accessModes");
             errors.one_of(&path, mode, &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]);
         }
         if claim.at(&["spec", "resources", "requests", "storage"]).is_none() {
