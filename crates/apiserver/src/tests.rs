@@ -2,6 +2,7 @@
 
 mod access;
 mod forms;
+mod network;
 mod verbs;
 
 use std::sync::Arc;
@@ -45,6 +46,11 @@ impl Answer {
 
 impl Fixture {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With settings of the test's own.
+    pub async fn start_with(settings: impl FnOnce(&mut ServerConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let env = Env::real();
         let store = store::embedded::Embedded::open(&env, directory.path(), Default::default()).await.unwrap();
@@ -53,6 +59,7 @@ impl Fixture {
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
         let mut config = ServerConfig::new(authority.ca_pem.clone(), key);
         config.serving = Some(authority.server());
+        settings(&mut config);
         let server = Server::new(env, registry, config).unwrap();
         server.bootstrap().await.unwrap();
         server.ready().await;

@@ -9,6 +9,10 @@ use registry::Resource;
 use super::{gvr_of, no_such_method, no_such_path, patch, pods, proxy, resource, scale, tokens, virtual_kinds, watch};
 use crate::{body::Body, pipeline::Call};
 
+/// Group, resource, what its users are told.
+const DEPRECATED: &[(&str, &str, &str)] =
+    &[("", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")];
+
 /// Finds the handler of a request for a resource.
 pub async fn route(call: &mut Call) -> Result<Response<Body>, Status> {
     let Some(resource) = call.server.data.registry().resource(&gvr_of(&call.info)) else {
@@ -19,6 +23,9 @@ pub async fn route(call: &mut Call) -> Result<Response<Body>, Status> {
     };
     if !place_exists(call, &resource) {
         return Ok(no_such_path());
+    }
+    if let Some((.., text)) = DEPRECATED.iter().find(|(g, r, _)| *g == call.info.group && *r == call.info.resource) {
+        call.context.warn(*text);
     }
     match call.info.subresource.as_str() {
         "" => objects(call, &resource).await,
