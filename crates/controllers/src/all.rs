@@ -31,6 +31,8 @@ controllers! {
     garbage_collector
     daemonset
     statefulset
+    job
+    cronjob
     disruption
     ttl_after_finished
     clusterrole_aggregation

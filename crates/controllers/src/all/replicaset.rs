@@ -124,7 +124,7 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// cheaper before dearer, on crowded nodes before others, lately ready before long ready, often
 /// restarted before steady, young before old. Ages are compared by magnitude (KEP-2185), then by
 /// uid, so that it is not always the youngest.
-fn deletion_order(a: &Pod, b: &Pod, crowding: &BTreeMap<String, usize>, now: Timestamp) -> Ordering {
+pub fn deletion_order(a: &Pod, b: &Pod, crowding: &BTreeMap<String, usize>, now: Timestamp) -> Ordering {
     let phase = |pod: &Pod| match pod.status.phase.as_str() {
         "Pending" => 0,
         "Running" => 2,
