@@ -267,13 +267,9 @@ fn start_routes(
     pods: &PodNetwork,
     cancel: &CancellationToken,
 ) {
-    let settings = net::routes::NodeNetConfig {
-        node_name: config.node_name.clone(),
-        encapsulation: net::routes::Encapsulation::default(),
-        tunnel: net::routes::Tunnel::default(),
-        cluster_ranges: config.pod_network.parse::<IpNet>().into_iter().collect(),
-        pods: pods.clone(),
-    };
+    let ranges = config.pod_network.parse::<IpNet>().into_iter().collect();
+    let settings =
+        net::routes::NodeNetConfig::for_node(&config.node_name, ranges, pods.clone());
     let (for_task, client, cancel) = (env.clone(), client.clone(), cancel.clone());
     env.spawn("routes", async move {
         if let Err(error) = net::routes::run(for_task, client, settings, cancel).await {
