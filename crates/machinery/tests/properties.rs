@@ -25,6 +25,10 @@ impl Dice {
     fn structure(&mut self, ty: TypeId, depth: usize) -> Map {
         let mut map = Map::new();
         for field in &schema().type_of(ty).fields {
+            if field.proto == 0 {
+                // Kind and version: of the whole object alone.
+                continue;
+            }
             let wanted = if depth > 6 { 12 } else { 3 };
             if self.roll(wanted) == 0 {
                 map.insert(field.name, self.value(&field.ty, depth + 1));
@@ -74,7 +78,7 @@ impl Dice {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn objects_of_every_kind_survive_protobuf(seed in 1u64..) {
@@ -90,6 +94,8 @@ proptest! {
         let object = Object::from_map(decoded.map);
         let again = fields::decode(&object.clone().into_value(), ty).unwrap();
         prop_assert_eq!(&again.map, object.root());
+        let mut object = object;
+        fields::complete(&mut object);
         let bytes = codec::to_protobuf(&object).unwrap();
         prop_assert_eq!(codec::from_protobuf(&bytes).unwrap(), object.clone());
         prop_assert_eq!(Object::from_json(&object.to_json()).unwrap(), object);
@@ -121,7 +127,9 @@ proptest! {
     #[test]
     fn json_is_read_as_it_is_written(text in "[\\[\\]{}:,\"a0-9.eE+ tfn\\\\u-]{0,40}") {
         if let Ok(value) = json::parse(text.as_bytes()) {
-            prop_assert_eq!(json::parse(&json::to_vec(&value)).unwrap(), value);
+            // A whole float is written as an integer, as Go does.
+            let written = json::to_vec(&value);
+            prop_assert_eq!(json::to_vec(&json::parse(&written).unwrap()), written);
         }
         let _ = machinery::yaml::parse(&text);
     }

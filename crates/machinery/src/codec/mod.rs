@@ -97,7 +97,9 @@ pub(crate) fn from_envelope_with(
     }
     map.insert("apiVersion", envelope.api_version);
     map.insert("kind", envelope.kind);
-    Ok(Object::from_map(map))
+    let mut object = Object::from_map(map);
+    crate::fields::complete(&mut object);
+    Ok(object)
 }
 
 /// Groups whose objects upstream stores as JSON: their servers were once separate programs.

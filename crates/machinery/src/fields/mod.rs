@@ -63,6 +63,24 @@ pub fn decode_object(
     judge(object, strict, gvk, validation)
 }
 
+/// Writes kind and version into the claim templates of a StatefulSet: protobuf does not carry
+/// them, and upstream puts them into everything that it gives out.
+pub fn complete(object: &mut Object) {
+    if object.kind() != "StatefulSet" || object.list_at(&CLAIM_TEMPLATES).is_empty() {
+        return;
+    }
+    let templates = object.list_at(&CLAIM_TEMPLATES).iter().map(|template| {
+        let mut map = template.as_map().cloned().unwrap_or_default();
+        map.insert("apiVersion", "v1");
+        map.insert("kind", "PersistentVolumeClaim");
+        Value::Map(map)
+    });
+    let templates: Vec<Value> = templates.collect();
+    object.set_at(&CLAIM_TEMPLATES, templates);
+}
+
+const CLAIM_TEMPLATES: [&str; 2] = ["spec", "volumeClaimTemplates"];
+
 /// The object, and what strict decoding objects to.
 fn decode_noting(
     body: &Value,
@@ -72,7 +90,9 @@ fn decode_noting(
     let kind = schema().kind(gvk).ok_or_else(|| body::unregistered(gvk, &gvk.kind))?;
     let decoded = decode(body, kind.ty).map_err(|error| not_handled(gvk, &error.0))?;
     let doubled = duplicates.iter().map(|path| format!("duplicate field {path:?}"));
-    Ok((Object::from_map(decoded.map), doubled.chain(decoded.strict).collect()))
+    let mut object = Object::from_map(decoded.map);
+    complete(&mut object);
+    Ok((object, doubled.chain(decoded.strict).collect()))
 }
 
 fn judge(

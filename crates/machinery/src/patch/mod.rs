@@ -171,7 +171,8 @@ fn decode_shown(
     let decoded = fields::decode(patched, kind.ty).map_err(|error| invalid(&error.0))?;
     let doubled = duplicates.iter().map(|path| format!("duplicate field {path:?}"));
     let strict: Vec<String> = doubled.chain(decoded.strict).collect();
-    let object = Object::from_map(decoded.map);
+    let mut object = Object::from_map(decoded.map);
+    fields::complete(&mut object);
     match validation {
         FieldValidation::Strict if !strict.is_empty() => {
             Err(invalid(&format!("strict decoding error: {}", strict.join(", "))))

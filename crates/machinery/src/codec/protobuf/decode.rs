@@ -221,11 +221,12 @@ impl Decoder {
 
 /// Whether Go writes a value that was set on the wire: zeros of `omitempty` fields are left out.
 fn written(field: &Field, value: &Value) -> bool {
+    // What is written for null is known without the wire.
+    if value.is_null() {
+        return false;
+    }
     if field.pointer {
         return true;
-    }
-    if field.omit_zero && value.is_null() {
-        return false;
     }
     let empty = match value {
         Value::Bool(flag) => !flag,
