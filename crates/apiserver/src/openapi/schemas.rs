@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::schema::{Field, FieldType, ListType, MapType, TypeDef, TypeId, schema};
+use api::{
+    descriptions::Descriptions,
+    schema::{Field, FieldType, ListType, MapType, TypeDef, TypeId, schema},
+};
 use serde_json::{Map, Value as Json, json};
 
 /// Which of the two documents is written.
@@ -73,12 +76,12 @@ impl TypeSet {
 
     /// All of them as JSON schemas by name.
     pub fn documents(&self, style: Style) -> Json {
-        let kinds = kinds_by_type();
+        let (kinds, words) = (kinds_by_type(), Descriptions::load());
         let texts = api::descriptions::Descriptions::load();
         let mut all = Map::new();
         for id in &self.types {
             let ty = schema().type_of(*id);
-            let mut document = structure(ty, style);
+            let mut document = structure(ty, style, &words);
             super::describe::describe(&mut document, ty, &texts, style);
             if let Some(kinds) = kinds.get(id) {
                 document["x-kubernetes-group-version-kind"] = kinds.clone();
@@ -86,7 +89,9 @@ impl TypeSet {
             all.insert(ty.name.to_owned(), document);
         }
         for name in &self.plain {
-            all.insert(name.clone(), plain_type(name, style));
+            let mut document = plain_type(name, style);
+            describe(&mut document, words.of_type(name));
+            all.insert(name.clone(), document);
         }
         Json::Object(all)
     }
@@ -103,11 +108,27 @@ fn kinds_by_type() -> BTreeMap<TypeId, Json> {
     kinds.into_iter().map(|(id, list)| (id, list.into())).collect()
 }
 
-fn structure(ty: &TypeDef, style: Style) -> Json {
-    let properties: Map<String, Json> =
-        ty.fields.iter().map(|field| (field.name.to_owned(), property(field, style))).collect();
+fn describe(document: &mut Json, text: &str) {
+    if !text.is_empty() {
+        document["description"] = text.into();
+    }
+}
+
+fn structure(ty: &TypeDef, style: Style, words: &Descriptions) -> Json {
+    let described = |field: &Field| {
+        let mut property = property(field, style);
+        let text = words.of_field(ty.name, field.name);
+        // A reference stands alone in version 3: what is said beside it goes around it.
+        if style == Style::V3 && !text.is_empty() && property.get("$ref").is_some() {
+            property = json!({"allOf": [property]});
+        }
+        describe(&mut property, text);
+        (field.name.to_owned(), property)
+    };
+    let properties: Map<String, Json> = ty.fields.iter().map(described).collect();
     let required: Vec<&str> = ty.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
     let mut document = json!({"type": "object"});
+    describe(&mut document, words.of_type(ty.name));
     if !properties.is_empty() {
         document["properties"] = properties.into();
     }
