@@ -59,6 +59,7 @@ const KINDS: &[Line] = &[
     ("rbac.authorization.k8s.io", "clusterrolebindings", &auth::CLUSTER_ROLE_BINDINGS),
     ("certificates.k8s.io", "certificatesigningrequests", &auth::CERTIFICATE_REQUESTS),
     ("certificates.k8s.io", "clustertrustbundles", &auth::TRUST_BUNDLES),
+    ("certificates.k8s.io", "podcertificaterequests", &auth::POD_CERTIFICATE_REQUESTS),
     ("storage.k8s.io", "storageclasses", &storage::CLASSES),
     ("storage.k8s.io", "volumeattributesclasses", &storage::ATTRIBUTES_CLASSES),
     ("storage.k8s.io", "volumeattachments", &storage::ATTACHMENTS),
@@ -68,6 +69,7 @@ const KINDS: &[Line] = &[
     ("resource.k8s.io", "deviceclasses", &storage::RESOURCE_OBJECTS),
     ("resource.k8s.io", "resourceclaims", &storage::RESOURCE_CLAIMS),
     ("resource.k8s.io", "resourceclaimtemplates", &storage::RESOURCE_OBJECTS),
+    ("resource.k8s.io", "devicetaintrules", &storage::TAINT_RULES),
     ("resource.k8s.io", "resourceslices", &storage::RESOURCE_SLICES),
     ("networking.k8s.io", "ingresses", &networking::INGRESSES),
     ("networking.k8s.io", "ingressclasses", &networking::INGRESS_CLASSES),
@@ -88,6 +90,7 @@ const KINDS: &[Line] = &[
     ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", &cluster::POLICY_BINDINGS),
     ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings", &cluster::POLICY_BINDINGS),
     ("apiextensions.k8s.io", "customresourcedefinitions", &cluster::DEFINITIONS),
+    ("storagemigration.k8s.io", "storageversionmigrations", &cluster::MIGRATIONS),
     ("apiregistration.k8s.io", "apiservices", &cluster::API_SERVICES),
 ];
 

@@ -23,7 +23,7 @@ use crate::{
     },
     storage::{self, Storage},
     strategy::Strategy,
-    table::{Column, DEFAULT_COLUMNS},
+    table::{self, Column, DEFAULT_COLUMNS, IncludeObject, TableContext},
 };
 
 /// One resource in one version. All versions of a kind share storage and cache.
@@ -75,6 +75,21 @@ impl Resource {
             [] => &DEFAULT_COLUMNS,
             own => own,
         }
+    }
+
+    /// The table row of an object in this handle's version.
+    pub fn row(&self, object: &Object, cx: &TableContext, include: IncludeObject) -> Value {
+        if !self.info.converts() {
+            return table::row(self.columns(), object, cx, include);
+        }
+        // Cells read the stored shape; what is included stays as it was asked for.
+        let mut stored = object.clone();
+        self.to_stored(&mut stored);
+        let mut row = table::row(self.columns(), object, cx, include);
+        if let Some(map) = row.as_map_mut() {
+            map.insert("cells", table::cells(self.columns(), &stored, cx));
+        }
+        row
     }
 
     /// Fills in defaults, in the version of this handle.

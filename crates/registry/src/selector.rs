@@ -100,7 +100,7 @@ pub fn label_selector(selector: Option<&Value>) -> LabelSelector {
     let equal = selector.get("matchLabels").and_then(Value::as_map);
     let equal = equal.into_iter().flat_map(|map| map.iter()).map(|(key, value)| {
         let value = value.as_str().unwrap_or_default();
-        Requirement::new(key.as_str(), Operator::In, &[value]).ok()
+        Requirement::new(key.as_str(), Operator::Equals, &[value]).ok()
     });
     let terms = selector.get("matchExpressions").and_then(Value::as_list).unwrap_or(&[]);
     let requirements: Option<Vec<Requirement>> = equal.chain(terms.iter().map(expression)).collect();

@@ -266,7 +266,7 @@ impl<'a> Shaper<'a> {
     ) -> Result<Object, Status> {
         let columns = self.resource.columns();
         let rows: Result<Vec<Value>, Status> =
-            objects.map(|object| Ok(table::row(columns, &object?, &self.context, self.include))).collect();
+            objects.map(|object| Ok(self.resource.row(&object?, &self.context, self.include))).collect();
         let mut table = Map::new();
         table.insert("kind", "Table");
         table.insert("apiVersion", self.version);

@@ -2,7 +2,7 @@
 
 use machinery::{Map, Object, Value};
 
-use super::cells::text_or;
+use super::cells::{labels, text_or};
 use crate::{
     edit::{copy_field, each, inside, list, or, text},
     errors::{Errors, Path},
@@ -79,9 +79,9 @@ fn subjects(binding: &Object, kind: &str) -> Value {
         .iter()
         .filter_map(Value::as_map)
         .filter(|subject| text(subject, "kind") == kind)
-        .map(|subject| match text(subject, "namespace") {
-            "" => text(subject, "name").to_owned(),
-            namespace => format!("{namespace}/{}", text(subject, "name")),
+        .map(|subject| match kind {
+            "ServiceAccount" => format!("{}/{}", text(subject, "namespace"), text(subject, "name")),
+            _ => text(subject, "name").to_owned(),
         })
         .collect();
     names.join(", ").into()
@@ -270,6 +270,30 @@ fn keep_decision(new: &mut Object, old: &Object) {
         new.set_at(&["status", "conditions"], all);
     }
 }
+
+static POD_REQUEST_COLUMNS: [Column; 7] = [
+    NAME,
+    Column::text("PodName", |o, _| o.str_at(&["spec", "podName"]).into()),
+    Column::text("ServiceAccountName", |o, _| o.str_at(&["spec", "serviceAccountName"]).into()),
+    Column::text("NodeName", |o, _| o.str_at(&["spec", "nodeName"]).into()),
+    Column::text("SignerName", |o, _| o.str_at(&["spec", "signerName"]).into()),
+    Column::text("State", |o, _| {
+        let conditions = o.list_at(&["status", "conditions"]).iter();
+        let last = conditions.filter_map(|c| c.get("type")?.as_str()).rfind(|kind| matches!(*kind, "Issued" | "Denied" | "Failed"));
+        last.unwrap_or("Pending").into()
+    }),
+    Column::text("UnverifiedUserAnnotations", |o, _| labels(o.map_at(&["spec", "unverifiedUserAnnotations"]))),
+];
+
+pub(crate) const POD_CERTIFICATE_REQUESTS: Facts = Facts {
+    validate_update: |subresource, new, old, errors| {
+        if subresource.is_empty() {
+            errors.immutable(&"spec".into(), new.at(&["spec"]), old.at(&["spec"]));
+        }
+    },
+    columns: &POD_REQUEST_COLUMNS,
+    ..PLAIN
+};
 
 pub(crate) const TRUST_BUNDLES: Facts = Facts {
     fields: &["spec.signerName"],

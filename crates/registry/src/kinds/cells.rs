@@ -76,9 +76,8 @@ pub(crate) const OWN_TEMPLATE_IMAGES: Column =
 /// Name and age alone.
 pub(crate) static NAME_AGE: [Column; 2] = [crate::table::NAME, AGE];
 
-/// Addresses of a load balancer's ingress points, clipped as the narrow table clips them.
+/// Addresses of a load balancer's ingress points.
 pub(crate) fn load_balancer(object: &Object) -> String {
-    const WIDTH: usize = 16;
     let mut all: Vec<&str> = object
         .list_at(&["status", "loadBalancer", "ingress"])
         .iter()
@@ -91,11 +90,7 @@ pub(crate) fn load_balancer(object: &Object) -> String {
         .collect();
     all.sort_unstable();
     all.dedup();
-    let joined = all.join(",");
-    match joined.char_indices().nth(WIDTH - 3) {
-        Some((cut, _)) if joined.len() > WIDTH => format!("{}...", &joined[..cut]),
-        _ => joined,
-    }
+    all.join(",")
 }
 
 /// Whether a condition of this type is true.

@@ -3,9 +3,9 @@
 
 use machinery::{Map, Object, Value, value};
 
-use super::cells::{condition, number, text_or};
+use super::cells::{condition, condition_true, number, text_or};
 use crate::{
-    edit::{each, inside, list, maps, or, spec, text},
+    edit::{each, flag, inside, list, maps, or, spec, text},
     errors::{Errors, Path},
     facts::{Facts, PLAIN},
     table::{AGE, Column, NAME},
@@ -305,9 +305,26 @@ pub(crate) const POLICY_BINDINGS: Facts = Facts {
     ..PLAIN
 };
 
-static DEFINITION_COLUMNS: [Column; 2] = [
+static DEFINITION_COLUMNS: [Column; 8] = [
     NAME,
+    Column::text("Scope", |o, _| o.str_at(&["spec", "scope"]).into()),
+    Column::text("Versions", |o, _| {
+        let versions = o.list_at(&["spec", "versions"]).iter().filter_map(Value::as_map);
+        let shown = versions.map(|version| {
+            let mark = if flag(version, "storage") { "(storage)" } else { "" };
+            format!("{}{mark}", text(version, "name"))
+        });
+        shown.collect::<Vec<_>>().join(",").into()
+    }),
     Column { kind: "date", ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into()) },
+    Column::text("Group", |o, _| o.str_at(&["spec", "group"]).into()).wide(),
+    Column::text("Kind", |o, _| o.str_at(&["spec", "names", "kind"]).into()).wide(),
+    Column::text("ShortNames", |o, _| {
+        let names = o.list_at(&["spec", "names", "shortNames"]).iter().filter_map(Value::as_str);
+        names.collect::<Vec<_>>().join(",").into()
+    })
+    .wide(),
+    Column { kind: "boolean", ..Column::text("Established", |o, _| condition_true(o, "Established").into()) }.wide(),
 ];
 
 pub(crate) const DEFINITIONS: Facts = Facts {
@@ -337,7 +354,7 @@ pub(crate) const DEFINITIONS: Facts = Facts {
         errors.one_of(&path.child("scope"), &of(&["spec", "scope"]), &["Cluster", "Namespaced"]);
         let empty = Map::new();
         let spec = definition.map_at(&["spec"]).unwrap_or(&empty);
-        let storages = maps(spec, "versions").filter(|v| crate::edit::flag(v, "storage")).count();
+        let storages = maps(spec, "versions").filter(|v| flag(v, "storage")).count();
         if storages != 1 {
             let value = spec.get("versions").cloned().unwrap_or_default();
             errors.invalid(&path.child("versions"), value, "must have exactly one version marked as storage version");
@@ -357,7 +374,7 @@ pub(crate) const DEFINITIONS: Facts = Facts {
     initial_status: |definition| {
         let versions = definition.list_at(&["spec", "versions"]).iter().filter_map(Value::as_map);
         let stored: Vec<&str> =
-            versions.filter(|v| crate::edit::flag(v, "storage")).map(|v| text(v, "name")).collect();
+            versions.filter(|v| flag(v, "storage")).map(|v| text(v, "name")).collect();
         Some(value!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}))
     },
     generation: true,
@@ -365,6 +382,23 @@ pub(crate) const DEFINITIONS: Facts = Facts {
     columns: &DEFINITION_COLUMNS,
     ..PLAIN
 };
+
+static MIGRATION_COLUMNS: [Column; 3] = [
+    Column { format: "", ..NAME },
+    Column::text("Resource", |o, _| {
+        let resource = |field| o.str_at(&["spec", "resource", field]);
+        match resource("group") {
+            "" => resource("resource").into(),
+            group => format!("{}.{group}", resource("resource")).into(),
+        }
+    }),
+    Column::text("Status", |o, _| {
+        let state = ["Succeeded", "Failed", "Running"].into_iter().find(|kind| condition_true(o, kind));
+        state.unwrap_or("Pending").into()
+    }),
+];
+
+pub(crate) const MIGRATIONS: Facts = Facts { columns: &MIGRATION_COLUMNS, ..PLAIN };
 
 static SERVICE_COLUMNS: [Column; 4] = [
     NAME,

@@ -198,6 +198,17 @@ pub(crate) const RESOURCE_CLAIMS: Facts = Facts {
     ..PLAIN
 };
 
+static TAINT_COLUMNS: [Column; 6] = [
+    NAME,
+    Column::text("Key", |o, _| o.str_at(&["spec", "taint", "key"]).into()),
+    Column::text("Value", |o, _| o.str_at(&["spec", "taint", "value"]).into()),
+    Column::text("Effect", |o, _| o.str_at(&["spec", "taint", "effect"]).into()),
+    Column::text("TimeAdded", |o, cx| crate::table::age_of(o.str_at(&["spec", "taint", "timeAdded"]), cx).into()),
+    AGE,
+];
+
+pub(crate) const TAINT_RULES: Facts = Facts { generation: true, columns: &TAINT_COLUMNS, ..PLAIN };
+
 static SLICE_COLUMNS: [Column; 5] = [
     NAME,
     Column::text("Node", |o, _| super::cells::text_or(o, &["spec", "nodeName"], "<unset>")),

@@ -39,7 +39,7 @@ pub(crate) const LIMIT_RANGES: Facts = Facts {
             }
         }
     },
-    columns: &[NAME, Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into())],
+    columns: &[NAME, Column { kind: "date", ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into()) }],
     ..PLAIN
 };
 
