@@ -138,7 +138,8 @@ fn check_version(target: &Target<'_>, new: &mut Object, old: &Object) -> Result<
                 let path = "metadata.resourceVersion".into();
                 errors.invalid(&path, 0, "must be specified for an update");
             });
-            Err(info.invalid(target.name, causes))
+            // Upstream names the resource here, not the kind.
+            Err(Status::invalid(info.group(), info.resource(), target.name, causes))
         }
         version if version == old.resource_version() => Ok(()),
         version if version.parse::<u64>().is_err() => {

@@ -325,17 +325,6 @@ pub(crate) const DAEMON_SETS: Facts = Facts {
 
 static STATEFUL_SET_COLUMNS: [Column; 5] = [NAME, Column::text("Ready", |o, _| ready(o)), AGE, CONTAINERS, IMAGES];
 
-/// What a StatefulSet's update may touch.
-const STATEFUL_FIELDS: [&str; 7] = [
-    "replicas",
-    "ordinals",
-    "template",
-    "updateStrategy",
-    "revisionHistoryLimit",
-    "persistentVolumeClaimRetentionPolicy",
-    "minReadySeconds",
-];
-
 pub(crate) const STATEFUL_SETS: Facts = Facts {
     default: |set| {
         spec(set, |spec| {
@@ -383,21 +372,9 @@ pub(crate) const STATEFUL_SETS: Facts = Facts {
         if !subresource.is_empty() {
             return;
         }
-        let fixed = |set: &Object| {
-            let mut map = set.map_at(&["spec"]).cloned().unwrap_or_default();
-            for field in STATEFUL_FIELDS {
-                map.remove(field);
-            }
-            Value::Map(map)
-        };
-        if !semantically_equal(Some(&fixed(new)), Some(&fixed(old))) {
-            let quoted: Vec<String> = STATEFUL_FIELDS.iter().map(|field| format!("'{field}'")).collect();
-            let (last, rest) = quoted.split_last().map_or(("", &[][..]), |(l, r)| (l.as_str(), r));
-            let why = format!(
-                "updates to statefulset spec for fields other than {} and {last} are forbidden",
-                rest.join(", ")
-            );
-            errors.forbidden(&"spec".into(), &why);
+        for field in ["selector", "volumeClaimTemplates", "serviceName", "podManagementPolicy"] {
+            let path = Path::new("spec").child(field);
+            errors.immutable(&path, new.at(&["spec", field]), old.at(&["spec", field]));
         }
     },
     // The stored form of a claim has no kind; readers see it.

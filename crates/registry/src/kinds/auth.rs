@@ -107,8 +107,14 @@ const BINDING: Facts = Facts {
     },
     validate_update: |_, new, old, errors| {
         if new.at(&["roleRef"]) != old.at(&["roleRef"]) {
-            let value = new.at(&["roleRef"]).cloned().unwrap_or_default();
-            errors.invalid(&"roleRef".into(), value, "cannot change roleRef");
+            let role = |field| new.str_at(&["roleRef", field]);
+            let shown = format!(
+                "{{\"APIGroup\":{:?},\"Kind\":{:?},\"Name\":{:?}}}",
+                role("apiGroup"),
+                role("kind"),
+                role("name")
+            );
+            errors.shown(&"roleRef".into(), "FieldValueInvalid", "Invalid value", &shown, "field is immutable");
         }
     },
     name_rule: NameRule::PathSegment,
@@ -286,6 +292,7 @@ static POD_REQUEST_COLUMNS: [Column; 7] = [
 ];
 
 pub(crate) const POD_CERTIFICATE_REQUESTS: Facts = Facts {
+    unconditional_update: false,
     validate_update: |subresource, new, old, errors| {
         if subresource.is_empty() {
             errors.immutable(&"spec".into(), new.at(&["spec"]), old.at(&["spec"]));
@@ -296,6 +303,7 @@ pub(crate) const POD_CERTIFICATE_REQUESTS: Facts = Facts {
 };
 
 pub(crate) const TRUST_BUNDLES: Facts = Facts {
+    unconditional_update: false,
     fields: &["spec.signerName"],
     columns: &[NAME, Column::text("SignerName", |o, _| text_or(o, &["spec", "signerName"], "<none>"))],
     ..PLAIN

@@ -64,6 +64,10 @@ fn duration(job: &Object, cx: &TableContext) -> String {
 
 pub(crate) const JOBS: Facts = Facts {
     default: |job| {
+        let labels = job.map_at(&["spec", "template", "metadata", "labels"]).filter(|l| !l.is_empty()).cloned();
+        if let (Some(labels), true) = (labels, job.labels().is_none_or(machinery::Map::is_empty)) {
+            job.metadata_mut().insert("labels", labels);
+        }
         spec(job, |spec| {
             let set = |field: &str, spec: &machinery::Map| spec.get(field).is_some_and(|v| !v.is_null());
             match (set("completions", spec), set("parallelism", spec)) {

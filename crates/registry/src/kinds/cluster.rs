@@ -25,6 +25,7 @@ pub(crate) const LEASES: Facts = Facts {
         }
     },
     create_on_update: true,
+    unconditional_update: false,
     columns: &LEASE_COLUMNS,
     ..PLAIN
 };
@@ -65,7 +66,7 @@ pub(crate) const PRIORITY_CLASSES: Facts = Facts {
     },
     validate_update: |_, new, old, errors| {
         if new.at(&["value"]) != old.at(&["value"]) {
-            errors.forbidden(&"Value".into(), "may not be changed in an update.");
+            errors.forbidden(&"value".into(), "may not be changed in an update.");
         }
         let field = "preemptionPolicy";
         errors.immutable(&field.into(), new.at(&[field]), old.at(&[field]));
@@ -86,6 +87,8 @@ pub(crate) const RUNTIME_CLASSES: Facts = Facts {
     validate_update: |_, new, old, errors| {
         errors.immutable(&"handler".into(), new.at(&["handler"]), old.at(&["handler"]));
     },
+    create_on_update: true,
+    unconditional_update: false,
     columns: &RUNTIME_COLUMNS,
     ..PLAIN
 };
@@ -398,7 +401,7 @@ static MIGRATION_COLUMNS: [Column; 3] = [
     }),
 ];
 
-pub(crate) const MIGRATIONS: Facts = Facts { columns: &MIGRATION_COLUMNS, ..PLAIN };
+pub(crate) const MIGRATIONS: Facts = Facts { unconditional_update: false, columns: &MIGRATION_COLUMNS, ..PLAIN };
 
 static SERVICE_COLUMNS: [Column; 4] = [
     NAME,

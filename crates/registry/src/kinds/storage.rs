@@ -45,17 +45,12 @@ pub(crate) const CLASSES: Facts = Facts {
         }
     },
     validate_update: |_, new, old, errors| {
-        for (field, why) in [
-            ("parameters", "updates to parameters are forbidden."),
-            ("provisioner", "updates to provisioner are forbidden."),
-            ("reclaimPolicy", "updates to reclaimPolicy are forbidden."),
-        ] {
+        for field in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
             if !semantically_equal(new.at(&[field]), old.at(&[field])) {
-                errors.forbidden(&field.into(), why);
+                // Upstream shows no value here.
+                errors.invalid(&field.into(), Value::Null, "field is immutable");
             }
         }
-        let field = "volumeBindingMode";
-        errors.immutable(&field.into(), new.at(&[field]), old.at(&[field]));
     },
     returns_deleted: true,
     columns: &CLASS_COLUMNS,

@@ -160,12 +160,12 @@ pub(crate) const ENDPOINT_SLICES: Facts = Facts {
                 errors.required(&path, "");
             }
             for (at, address) in addresses.iter().filter_map(Value::as_str).enumerate() {
-                let path = path.index(at);
+                let item = path.index(at);
                 match (kind, address.parse::<std::net::IpAddr>()) {
                     ("IPv4", Ok(ip)) if !ip.is_ipv4() => errors.invalid(&path, address, "must be an IPv4 address"),
                     ("IPv6", Ok(ip)) if !ip.is_ipv6() => errors.invalid(&path, address, "must be an IPv6 address"),
-                    ("IPv4" | "IPv6", _) => address_at(address, &path, errors),
-                    _ => report(&names::dns1123_subdomain(address), &path, address, errors),
+                    ("IPv4" | "IPv6", _) => address_at(address, &item, errors),
+                    _ => report(&names::dns1123_subdomain(address), &item, address, errors),
                 }
             }
         }

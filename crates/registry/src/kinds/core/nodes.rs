@@ -17,6 +17,17 @@ use crate::{
     table::{AGE, Column, NAME},
 };
 
+/// `podCIDR` is the first of `podCIDRs`; who sets one means both.
+fn same_blocks(node: &mut Object) {
+    let one = node.str_at(&["spec", "podCIDR"]).to_owned();
+    let first = node.list_at(&["spec", "podCIDRs"]).first().and_then(Value::as_str).map(str::to_owned);
+    match first {
+        Some(first) if one.is_empty() => node.set_at(&["spec", "podCIDR"], first),
+        first if !one.is_empty() && first.as_ref() != Some(&one) => node.set_at(&["spec", "podCIDRs"], vec![one]),
+        _ => {}
+    }
+}
+
 const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
 
 static COLUMNS: [Column; 10] = [
@@ -76,6 +87,7 @@ fn address(node: &Object, kind: &str) -> Value {
 
 pub(crate) const FACTS: Facts = Facts {
     default: |node| {
+        same_blocks(node);
         inside(node.root_mut(), "status", |status| {
             for field in ["capacity", "allocatable"] {
                 inside(status, field, canonical_quantities);

@@ -39,6 +39,7 @@ pub(crate) const LIMIT_RANGES: Facts = Facts {
             }
         }
     },
+    create_on_update: true,
     columns: &[NAME, Column { kind: "date", ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into()) }],
     ..PLAIN
 };

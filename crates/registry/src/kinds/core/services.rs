@@ -144,6 +144,10 @@ impl Strategy for Services {
         NameRule::Label
     }
 
+    fn allows_create_on_update(&self) -> bool {
+        true
+    }
+
     fn returns_deleted_object(&self) -> bool {
         true
     }
@@ -240,7 +244,7 @@ fn normalize_addresses(new: &mut Object, old: Option<&Object>) {
     let same_list = semantically_equal(new.at(&["spec", "clusterIPs"]), old.at(&["spec", "clusterIPs"]));
     if !before.is_empty() && one.is_empty() && same_list {
         new.remove_at(&["spec", "clusterIPs"]);
-    } else if one != before && same_list && !one.is_empty() {
+    } else if !one.is_empty() && (many.is_empty() || (one != before && same_list)) {
         new.set_at(&["spec", "clusterIPs"], vec![one]);
     }
 }
