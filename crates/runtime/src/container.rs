@@ -99,7 +99,7 @@ pub(crate) async fn prepare(runtime: &Runtime, sandbox: &Sandbox, id: String) ->
         })
         .await?;
     let what = || "preparing a container".to_owned();
-    let line = runtime.0.nursery.fork().during(what)?;
+    let line = runtime.0.nursery.fork().await.during(what)?;
     line.send(&Request::Join(join(&cgroup)), &[]).during(what)?;
     Ok(Slot { id, cgroup, line })
 }
@@ -480,9 +480,11 @@ fn cgroup_view(cgroup: &Cgroup) -> CgroupView {
 /// Waits for the end of a running container, on a task of its own.
 pub(crate) fn watch(runtime: &Runtime, container: &Arc<Container>) {
     let Ok(started) = container.running() else { return };
-    let (of_runtime, watched) = (runtime.clone(), container.clone());
+    // The watch alone must not keep a runtime alive that everyone else has dropped.
+    let (runtime_of_watch, watched) = (Arc::downgrade(&runtime.0), container.clone());
     runtime.0.env.spawn("container-exit", async move {
         wait_for_shim(&started).await;
+        let Some(of_runtime) = runtime_of_watch.upgrade().map(Runtime) else { return };
         let ended = read_end(&watched).unwrap_or_else(|| Ended {
             code: 137,
             out_of_memory: false,

@@ -137,7 +137,7 @@ async fn start(
     };
     let what = || "running a command".to_owned();
     let plan = memory_file(&launch).during(what)?;
-    let line = runtime.0.nursery.fork().during(what)?;
+    let line = runtime.0.nursery.fork().await.during(what)?;
     let all: Vec<_> = [plan.as_fd()].into_iter().chain(fds.iter().copied()).collect();
     line.send(&Request::Exec, &all).during(what)?;
     match line.receive::<Reply>().await.during(what)? {

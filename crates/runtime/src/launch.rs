@@ -190,6 +190,8 @@ pub enum Request {
 /// Shim to agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
+    /// The shim lives and listens.
+    Born,
     Joined,
     /// Descriptor, for an exec with a terminal: our end of it.
     Started(Started),

@@ -12,6 +12,8 @@ use linux::{cgroup::Cgroup, exe::ProtectedExe, fdsocket};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::unix::AsyncFd;
 
+use crate::launch::Reply;
+
 /// The process that forks shims; started anew when it has been killed.
 pub(crate) struct Nursery {
     exe: ProtectedExe,
@@ -50,23 +52,38 @@ impl Nursery {
         Ok(Running { socket, child })
     }
 
-    /// Forks a shim and answers the line to it.
-    pub(crate) fn fork(&self) -> io::Result<Line> {
-        let (ours, theirs) = fdsocket::pair()?;
-        let mut running = self.lock();
-        let sent = match &*running {
-            Some(alive) => fdsocket::send(&alive.socket, b"fork", &[theirs.as_fd()]),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        };
-        if sent.is_err() {
-            if let Some(mut dead) = running.take() {
-                let _ = dead.child.wait();
+    /// Forks a shim and answers the line to it, once it lives.
+    pub(crate) async fn fork(&self) -> io::Result<Line> {
+        match self.ask().await {
+            Ok(line) => Ok(line),
+            // Someone may have killed the nursery: a new one gets a second try.
+            Err(_) => {
+                if let Some(mut dead) = self.lock().take() {
+                    let _ = dead.child.kill();
+                    let _ = dead.child.wait();
+                }
+                self.ask().await
             }
-            let fresh = self.spawn()?;
-            fdsocket::send(&fresh.socket, b"fork", &[theirs.as_fd()])?;
-            *running = Some(fresh);
         }
-        Line::new(ours)
+    }
+
+    async fn ask(&self) -> io::Result<Line> {
+        let (ours, theirs) = fdsocket::pair()?;
+        {
+            let mut running = self.lock();
+            let alive = match running.take() {
+                Some(alive) => alive,
+                None => self.spawn()?,
+            };
+            let alive = running.insert(alive);
+            fdsocket::send(&alive.socket, b"fork", &[theirs.as_fd()])?;
+        }
+        drop(theirs);
+        let line = Line::new(ours)?;
+        match line.receive::<Reply>().await? {
+            Some((Reply::Born, _)) => Ok(line),
+            _ => Err(io::Error::other("the nursery ended before it forked a shim")),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Running>> {

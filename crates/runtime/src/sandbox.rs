@@ -340,7 +340,7 @@ fn check_sysctls(sysctls: &BTreeMap<String, String>, wanted: plan::PodNamespaces
 
 async fn start_pause(runtime: &Runtime) -> Result<Started> {
     let what = || "starting the pod's first process".to_owned();
-    let line = runtime.0.nursery.fork().during(what)?;
+    let line = runtime.0.nursery.fork().await.during(what)?;
     line.send(&Request::Pause, &[]).during(what)?;
     match line.receive::<Reply>().await.during(what)? {
         Some((Reply::Started(started), _)) => Ok(started),

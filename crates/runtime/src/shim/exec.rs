@@ -26,9 +26,10 @@ pub(super) fn run(control: &OwnedFd, mut fds: Vec<OwnedFd>) -> io::Result<()> {
     }
     let plan: ExecLaunch = read_memory(fds.remove(0))?;
     let (ours, theirs) = fdsocket::pair()?;
-    let target = process::pidfd_open(plan.target_pid)?;
+    let gone = || io::Error::other("the container is not running");
+    let target = process::pidfd_open(plan.target_pid).map_err(|_| gone())?;
     if !process::is_running(plan.target_pid, plan.target_start) {
-        return Err(io::Error::other("the container is not running"));
+        return Err(gone());
     }
     // Opened before the container's mounts replace ours.
     let open = |path: &std::path::PathBuf| fs::OpenOptions::new().write(true).open(path);

@@ -81,9 +81,15 @@ fn serve(control: OwnedFd) -> i32 {
     process::ignore_signal(process::signal::PIPE);
     let _ = rustix::process::setsid();
     let _ = process::set_name("gantry-shim");
-    // The nursery's socket must not stay open here: its close tells the nursery's end.
+    // Nothing of the agent's may stay open here: neither the nursery's socket, whose close tells
+    // the nursery's end, nor the agent's own error output.
     if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
-        let _ = linux::pty::set_standard(&null, 0);
+        for number in 0..3 {
+            let _ = linux::pty::set_standard(&null, number);
+        }
+    }
+    if send(&control, &Reply::Born, &[]).is_err() {
+        return 0;
     }
     let result = match receive::<Request>(&control) {
         Ok(Some((Request::Join(join), _))) => container::run(&control, join),

@@ -3,15 +3,16 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use cri::{Endpoint, ImageClient, RuntimeClient, v1};
+use cri::{Endpoint, RuntimeClient, v1};
 use runtime::{Config, LoopbackOnly, Runtime};
 use stdx::Env;
 
+pub type Outcome = Result<()>;
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 pub const IMAGE: &str = "gantry-test/busybox:1";
@@ -51,17 +52,19 @@ impl Node {
 
     /// Ends the agent's side and begins it anew, as a restarted agent does.
     pub async fn restart(self) -> Result<Self> {
+        self.restart_after(async { Ok(()) }).await
+    }
+
+    /// Begins the agent's side anew only after `pause`.
+    pub async fn restart_after(self, pause: impl Future<Output = Outcome>) -> Result<Self> {
         let Self { runtime, endpoint, directory } = self;
         drop((runtime, endpoint));
+        pause.await?;
         Ok(Self::around(open(directory.path()).await?, directory))
     }
 
     pub fn runtime_client(&self) -> RuntimeClient {
         self.endpoint.runtime()
-    }
-
-    pub fn image_client(&self) -> ImageClient {
-        self.endpoint.image()
     }
 
     pub async fn pod(&self) -> Result<Pod> {
@@ -90,8 +93,8 @@ impl Node {
             config: Some(config.clone()),
             runtime_handler: String::new(),
         };
-        let id = self.runtime_client().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
-        Ok(Pod { id, config, logs, client: self.runtime_client() })
+        let id = self.runtime_client().run_pod_sandbox(request).await.map_err(told)?.into_inner().pod_sandbox_id;
+        Ok(Pod { id, config, client: self.runtime_client() })
     }
 
     /// Removes the groups that this node made; the directory goes with the value.
@@ -111,7 +114,6 @@ async fn open(directory: &Path) -> Result<Runtime> {
 pub struct Pod {
     pub id: String,
     pub config: v1::PodSandboxConfig,
-    pub logs: PathBuf,
     pub client: RuntimeClient,
 }
 
@@ -146,12 +148,12 @@ impl Pod {
             config: Some(config),
             sandbox_config: Some(self.config.clone()),
         };
-        Ok(self.client.clone().create_container(request).await?.into_inner().container_id)
+        Ok(self.client.clone().create_container(request).await.map_err(told)?.into_inner().container_id)
     }
 
     pub async fn start(&self, id: &str) -> Result<()> {
         let request = v1::StartContainerRequest { container_id: id.to_owned() };
-        self.client.clone().start_container(request).await?;
+        self.client.clone().start_container(request).await.map_err(told)?;
         Ok(())
     }
 
@@ -180,7 +182,7 @@ impl Pod {
         let id = self.run_with(command, change).await?;
         let status = self.wait_exit(&id).await?;
         let text = |line: &str| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n";
-        Ok((status.exit_code, self.log(&id)?.lines().map(text).collect()))
+        Ok((status.exit_code, self.log(&id).await?.lines().map(text).collect()))
     }
 
     pub async fn status(&self, id: &str) -> Result<v1::ContainerStatus> {
@@ -203,10 +205,8 @@ impl Pod {
         }
     }
 
-    pub fn log(&self, id: &str) -> Result<String> {
-        let _ = id;
-        let status = futures::executor::block_on(self.status(id))?;
-        Ok(fs::read_to_string(status.log_path)?)
+    pub async fn log(&self, id: &str) -> Result<String> {
+        Ok(fs::read_to_string(self.status(id).await?.log_path)?)
     }
 
     pub async fn exec(&self, id: &str, command: &[&str]) -> Result<(i32, String, String)> {
@@ -215,7 +215,7 @@ impl Pod {
             cmd: command.iter().map(|part| (*part).to_owned()).collect(),
             timeout: 10,
         };
-        let response = self.client.clone().exec_sync(request).await?.into_inner();
+        let response = self.client.clone().exec_sync(request).await.map_err(told)?.into_inner();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok((response.exit_code, text(response.stdout), text(response.stderr)))
     }
@@ -236,6 +236,25 @@ impl Pod {
     }
 }
 
+/// The security context of a configuration, to change.
+pub fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default()
+}
+
+pub fn bind(source: &Path, target: &str) -> v1::Mount {
+    v1::Mount {
+        host_path: source.display().to_string(),
+        container_path: target.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// An error as its text alone.
+fn told(status: tonic::Status) -> String {
+    status.message().to_owned()
+}
+
 pub fn texts(list: &[&str]) -> Vec<String> {
     list.iter().map(|text| (*text).to_owned()).collect()
 }
@@ -244,20 +263,20 @@ pub fn texts(list: &[&str]) -> Vec<String> {
 pub async fn wait_log(pod: &Pod, id: &str, text: &str) -> Result<String> {
     let env = Env::real();
     for _ in 0..200 {
-        let log = pod.log(id).unwrap_or_default();
+        let log = pod.log(id).await.unwrap_or_default();
         if log.contains(text) {
             return Ok(log);
         }
         env.sleep(Duration::from_millis(10)).await;
     }
-    Err(format!("{text:?} does not come into the log: {}", pod.log(id)?).into())
+    Err(format!("{text:?} does not come into the log: {}", pod.log(id).await?).into())
 }
 
 /// A docker archive of busybox, with links for its applets.
 pub fn busybox_archive(path: &Path) -> Result<()> {
     let busybox = fs::read("/bin/busybox")?;
     let mut layer = tar::Builder::new(Vec::new());
-    let mut header = |name: &str, kind: tar::EntryType, mode: u32, size: usize| {
+    let header = |name: &str, kind: tar::EntryType, mode: u32, size: usize| {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
@@ -333,6 +352,20 @@ pub fn inventory() -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// Takes away what a failed case left, so that the next one fails for its own reasons only.
+pub fn clean_up() {
+    if let Ok(host) = linux::cgroup::Host::detect() {
+        let parent = host.cgroup(&format!("gantry-test-{}", std::process::id()));
+        let _ = parent.kill().and_then(|()| parent.delete());
+    }
+    let mounts = linux::mount::table().unwrap_or_default();
+    for mount in mounts.iter().rev() {
+        if mount.point.to_string_lossy().contains("/gantry-test-") {
+            let _ = linux::mount::detach(&mount.point);
+        }
+    }
 }
 
 /// What is there now and was not before; processes and mounts get a moment to go.
