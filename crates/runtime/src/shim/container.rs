@@ -59,7 +59,7 @@ pub(super) fn run(control: &OwnedFd, join: Join) -> io::Result<()> {
     drop(ours);
     process::wait_pid(usher, true)?;
     let socket = monitor::listen(&launch.directory)?;
-    write_durably(&launch.directory, file::STARTED, &container)?;
+    write_whole(&launch.directory, file::STARTED, &container, false)?;
     send(control, &Reply::Started(container.clone()), &[])?;
     monitor::run(&launch, &container, streams, socket)
 }
@@ -201,14 +201,22 @@ fn reap_for_ever() -> ! {
     }
 }
 
-/// Writes `value` so that the file is either whole or absent, whatever happens meanwhile.
-pub(super) fn write_durably<T: Serialize>(dir: &Path, name: &str, value: &T) -> io::Result<()> {
+/// Writes `value` so that the file is either whole or absent; with `durable`, also after a crash
+/// of the machine.
+pub(super) fn write_whole<T: Serialize>(
+    directory: &Path,
+    name: &str,
+    value: &T,
+    durable: bool,
+) -> io::Result<()> {
     use std::io::Write;
-    let temporary = dir.join(format!("{name}.new"));
+    let temporary = directory.join(format!("{name}.new"));
     let mut out = fs::File::create(&temporary)?;
     out.write_all(&serde_json::to_vec(value)?)?;
-    out.sync_data()?;
-    fs::rename(&temporary, dir.join(name))
+    if durable {
+        out.sync_data()?;
+    }
+    fs::rename(&temporary, directory.join(name))
 }
 
 /// Puts the program's standard streams in place, in a session of its own.

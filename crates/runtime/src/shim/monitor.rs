@@ -17,7 +17,7 @@ use rustix::{
 };
 
 use super::{
-    container::{Streams, write_durably},
+    container::{Streams, write_whole},
     log::{Log, Stream},
 };
 use crate::launch::{Ended, Launch, PidNamespace, Started, file, frame};
@@ -73,7 +73,7 @@ pub(super) fn run(
     let at = super::log::now_ns();
     let out_of_memory = exit != 0 && out_of_memory(launch);
     let ended = Ended { code: exit, out_of_memory, at, reason: None, message: String::new() };
-    write_durably(&launch.directory, file::ENDED, &ended)?;
+    write_whole(&launch.directory, file::ENDED, &ended, true)?;
     monitor.say_farewell(exit);
     Ok(())
 }

@@ -10,7 +10,8 @@ use crate::support::{Node, Outcome, Pod, Result, wait_log};
 
 /// A number from what the shim wrote down.
 fn recorded(node: &Node, id: &str, field: &str) -> Result<i32> {
-    let path = node.directory.path().join("state/containers").join(id).join("started.json");
+    let state = crate::support::config(node.directory.path()).state;
+    let path = state.join("containers").join(id).join("started.json");
     let record: Value = serde_json::from_slice(&fs::read(path)?)?;
     Ok(record[field].as_i64().ok_or("the record lacks the field")? as i32)
 }

@@ -27,7 +27,8 @@ pub struct Node {
 pub fn config(directory: &Path) -> Config {
     Config {
         root: directory.join("root"),
-        state: directory.join("state"),
+        // In memory, as /run is.
+        state: Path::new("/dev/shm").join(directory.file_name().unwrap_or_default()),
         cgroup_parent: format!("gantry-test-{}", std::process::id()),
         shim: vec!["gantry-test".into(), "shim".into()],
         seccomp_profiles: directory.join("seccomp"),
@@ -103,7 +104,7 @@ impl Node {
         drop((runtime, endpoint));
         let parent = config(directory.path()).cgroup_parent;
         linux::cgroup::Host::detect()?.cgroup(&parent).delete()?;
-        Ok(())
+        Ok(fs::remove_dir_all(config(directory.path()).state)?)
     }
 }
 
@@ -335,7 +336,7 @@ pub fn inventory() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    found.extend(points.map(|point| format!("mount {point}")));
+    found.extend(points.filter(|point| point.contains("/gantry-test-")).map(|point| format!("mount {point}")));
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
         let ours = ["gantry-shim", "gantry-usher", "gantry-nursery", "pause", "sleep"];
