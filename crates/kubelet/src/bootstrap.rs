@@ -35,6 +35,8 @@ const REQUESTS: Resource = Resource::cluster(
 );
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+const COMPONENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
+const NODES_GROUP: &str = "system:nodes";
 
 /// A certificate chain and its key in PEM.
 #[derive(Clone)]
@@ -45,7 +47,8 @@ pub struct Pair {
 
 /// What a certificate is to say.
 struct Wanted {
-    node_name: String,
+    user: String,
+    group: Option<&'static str>,
     signer: &'static str,
     usage: &'static str,
     names: Vec<String>,
@@ -65,29 +68,64 @@ pub async fn connect(
     cancel: &CancellationToken,
 ) -> Result<Client, Error> {
     let wanted = Wanted {
-        node_name: node_name.to_owned(),
+        user: node_user(node_name),
+        group: Some(NODES_GROUP),
         signer: CLIENT_SIGNER,
         usage: "client auth",
         names: Vec::new(),
         addresses: Vec::new(),
         file: directory.join("kubelet-client-current.pem"),
     };
+    let first = Client::connect(bootstrap, "kubelet-bootstrap")?;
+    connect_as(env, bootstrap, wanted, first, None, "kubelet", cancel).await
+}
+
+/// A client for another component of this node's agent, such as its proxy, under a user of its
+/// own, which the node (`node`, a client under its identity) asks for and renews.
+pub async fn connect_component(
+    env: &Env,
+    connection: &Connection,
+    node: &Client,
+    user: &str,
+    component: &str,
+    directory: &Path,
+    cancel: &CancellationToken,
+) -> Result<Client, Error> {
+    let wanted = Wanted {
+        user: user.to_owned(),
+        group: None,
+        signer: COMPONENT_SIGNER,
+        usage: "client auth",
+        names: Vec::new(),
+        addresses: Vec::new(),
+        file: directory.join(format!("{component}-client-current.pem")),
+    };
+    connect_as(env, connection, wanted, node.clone(), Some(node.clone()), component, cancel).await
+}
+
+/// `first` asks for the first certificate, `renewer` (none: the new client itself) for later ones.
+async fn connect_as(
+    env: &Env,
+    connection: &Connection,
+    wanted: Wanted,
+    first: Client,
+    renewer: Option<Client>,
+    component: &str,
+    cancel: &CancellationToken,
+) -> Result<Client, Error> {
     let pair = match load(&wanted.file, env.now()) {
         Some(pair) => pair,
-        None => {
-            let client = Client::connect(bootstrap, "kubelet-bootstrap")?;
-            request_until_issued(env, &client, &wanted).await?
-        }
+        None => request_until_issued(env, &first, &wanted).await?,
     };
-    let renewed = bootstrap.clone();
+    let renewed = connection.clone();
     let with = move |pair: &Pair| Connection {
         certificate: Some((pair.certificate.clone(), pair.key.clone())),
         token: None,
         ..renewed.clone()
     };
     let transport = Arc::new(Rotating::new(TlsTransport::new(&with(&pair))?));
-    let client = Client::new(transport.clone(), "kubelet");
-    let (renewer, clock) = (client.clone(), env.clone());
+    let client = Client::new(transport.clone(), component);
+    let (renewer, clock) = (renewer.unwrap_or_else(|| client.clone()), env.clone());
     let cancel = cancel.clone();
     env.spawn("client certificate", async move {
         let install = |pair: &Pair| match TlsTransport::new(&with(pair)) {
@@ -97,6 +135,10 @@ pub async fn connect(
         cancel.run_until_cancelled(renew(&clock, &renewer, &wanted, pair, install)).await;
     });
     Ok(client)
+}
+
+fn node_user(node_name: &str) -> String {
+    format!("system:node:{node_name}")
 }
 
 /// TLS settings of the agent's server, renewed until `cancel`. `ca` verifies clients.
@@ -109,7 +151,8 @@ pub async fn serving(
     cancel: &CancellationToken,
 ) -> Result<watch::Receiver<Arc<ServerConfig>>, Error> {
     let wanted = Wanted {
-        node_name: config.node_name.clone(),
+        user: node_user(&config.node_name),
+        group: Some(NODES_GROUP),
         signer: SERVING_SIGNER,
         usage: "server auth",
         names: vec![config.hostname.clone()],
@@ -237,9 +280,10 @@ fn signing_request(wanted: &Wanted) -> Result<(String, KeyPair), Error> {
     let mut params = CertificateParams::new(wanted.names.clone()).map_err(fail)?;
     params.subject_alt_names.extend(wanted.addresses.iter().map(|ip| SanType::IpAddress(*ip)));
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
-    let user = format!("system:node:{}", wanted.node_name);
-    params.distinguished_name.push(DnType::CommonName, user);
+    if let Some(group) = wanted.group {
+        params.distinguished_name.push(DnType::OrganizationName, group);
+    }
+    params.distinguished_name.push(DnType::CommonName, wanted.user.as_str());
     let key = KeyPair::generate().map_err(fail)?;
     let request = params.serialize_request(&key).map_err(fail)?;
     Ok((request.pem().map_err(fail)?, key))

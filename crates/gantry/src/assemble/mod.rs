@@ -9,7 +9,6 @@ mod agent_socket;
 pub mod control_plane;
 mod discovery;
 mod host;
-mod identity;
 mod in_process;
 mod node;
 mod streams;

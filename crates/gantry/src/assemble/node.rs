@@ -11,13 +11,15 @@ use std::{
 use anyhow::{Context, Result};
 use client::{Client, config::{Connection, Token}};
 use ipnet::IpNet;
-use kubelet::{Kubelet, KubeletConfig};
+use kubelet::{Kubelet, KubeletConfig, bootstrap};
 use net::pod::{PodNetwork, PodNetworkConfig, PortMapping, Sandbox, Transport};
 use runtime::Runtime;
 use serde::Deserialize;
 use stdx::{CancellationToken, Env, chain};
 
-use super::{agent_socket, identity::{self, Issued, Wanted}, streams};
+use tokio::net::TcpListener;
+
+use super::{agent_socket, streams};
 
 /// The user under which the node's DNS server reads Services.
 pub const DNS_USER: &str = "system:gantry:dns";
@@ -45,108 +47,68 @@ pub struct AgentConfig {
 
 /// Runs a node until cancelled. Containers go on running after that.
 pub async fn run_agent(env: Env, config: AgentConfig, cancel: CancellationToken) -> Result<()> {
-    let identities = Identities::obtain(&env, &config).await?;
+    let dir = Path::new(PKI_DIR);
+    let connection = trusted_connection(&config, dir).await?;
+    let node = bootstrap::connect(
+        &env,
+        &joining(&connection, &config)?,
+        &config.node_name,
+        dir,
+        &cancel,
+    )
+    .await
+    .context("cannot join the cluster")?;
+    let component = |user, name| {
+        bootstrap::connect_component(&env, &connection, &node, user, name, dir, &cancel)
+    };
+    let settings = kubelet_config(&config);
+    let (proxy_client, dns_client, tls) = futures::try_join!(
+        component(PROXY_USER, "kube-proxy"),
+        component(DNS_USER, "gantry-dns"),
+        bootstrap::serving(&env, &node, &settings, &connection.ca, dir, &cancel),
+    )?;
     let pods = pod_network(&env, &config).await?;
     let (endpoint, streaming, runtime) = open_runtime(&env, &config, &pods).await?;
-    let proxy_client = identities.client(&identities.proxy, "kube-proxy")?;
     start_routes(&env, &proxy_client, &config, &pods, &cancel);
     start_proxy(&env, &proxy_client, &config, &cancel)?;
-    start_dns(&env, &identities.client(&identities.dns, "gantry-dns")?, &config, &cancel);
-    let kubelet = Arc::new(Kubelet::new(
-        &env,
-        identities.client(&identities.node, "kubelet")?,
-        kubelet_config(&config),
-        endpoint,
-        streaming,
-        cancel.clone(),
-    ));
+    start_dns(&env, &dns_client, &config, &cancel);
+    let listener = TcpListener::bind((config.node_ip, settings.port))
+        .await
+        .with_context(|| format!("cannot listen on {}:{}", config.node_ip, settings.port))?;
+    let kubelet =
+        Arc::new(Kubelet::new(&env, node, settings, endpoint, streaming, cancel.clone()));
+    start_server(&env, kubelet.server(), listener, tls, &cancel);
     if let Some(runtime) = runtime {
-        let changed = kubelet.clone();
-        let serve = agent_socket::serve(
-            env.clone(),
-            runtime,
-            move || changed.node_changed(),
-            cancel.clone(),
-        );
-        env.spawn("agent socket", async move {
-            if let Err(error) = serve.await {
-                tracing::error!(%error, "the agent's socket cannot be served");
-            }
-        });
+        start_socket(&env, &kubelet, runtime, &cancel);
     }
     kubelet.run().await;
     Ok(())
 }
 
-/// Who the node's components are to the API server.
-struct Identities {
-    connection: Connection,
-    node: Issued,
-    serving: Issued,
-    proxy: Issued,
-    dns: Issued,
+fn start_server(
+    env: &Env,
+    server: kubelet::server::Server,
+    listener: TcpListener,
+    tls: tokio::sync::watch::Receiver<Arc<rustls::ServerConfig>>,
+    cancel: &CancellationToken,
+) {
+    let cancel = cancel.clone();
+    env.spawn("kubelet server", async move { server.serve_tls(listener, tls, cancel).await });
 }
 
-impl Identities {
-    /// From disk where they are, else by the join token and requests of the node itself.
-    async fn obtain(env: &Env, config: &AgentConfig) -> Result<Self> {
-        let dir = Path::new(PKI_DIR);
-        let connection = trusted_connection(config, dir).await?;
-        let node_user = format!("system:node:{}", config.node_name);
-        let node = match identity::read_valid(env, dir, "kubelet-client") {
-            Some(issued) => issued,
-            None => {
-                let joining = Client::connect(&joining(&connection, config)?, "kubelet")?;
-                let wanted = Wanted {
-                    name: "kubelet-client",
-                    signer: "kubernetes.io/kube-apiserver-client-kubelet",
-                    common_name: &node_user,
-                    organization: Some("system:nodes"),
-                    addresses: &[],
-                    dns_names: &[],
-                    serving: false,
-                };
-                identity::ensure(env, &joining, dir, &wanted).await.context("cannot join the cluster")?
-            }
-        };
-        let own = Client::connect(&with_certificate(&connection, &node), "kubelet")?;
-        let names = [config.node_name.clone()];
-        let addresses = [config.node_ip];
-        let serving = Wanted {
-            name: "kubelet",
-            signer: "kubernetes.io/kubelet-serving",
-            common_name: &node_user,
-            organization: Some("system:nodes"),
-            addresses: &addresses,
-            dns_names: &names,
-            serving: true,
-        };
-        let component = |name, common_name| Wanted {
-            name,
-            signer: "kubernetes.io/kube-apiserver-client",
-            common_name,
-            organization: None,
-            addresses: &[],
-            dns_names: &[],
-            serving: false,
-        };
-        let (proxy, dns) = (component("kube-proxy", PROXY_USER), component("dns", DNS_USER));
-        let (serving, proxy, dns) = futures::try_join!(
-            identity::ensure(env, &own, dir, &serving),
-            identity::ensure(env, &own, dir, &proxy),
-            identity::ensure(env, &own, dir, &dns),
-        )?;
-        Ok(Self { connection, node, serving, proxy, dns })
-    }
-
-    fn client(&self, issued: &Issued, component: &str) -> Result<Client> {
-        Ok(Client::connect(&with_certificate(&self.connection, issued), component)?)
-    }
-}
-
-fn with_certificate(connection: &Connection, issued: &Issued) -> Connection {
-    let certificate = Some((issued.certificate.clone(), issued.key.clone()));
-    Connection { certificate, ..connection.clone() }
+fn start_socket(env: &Env, kubelet: &Arc<Kubelet>, runtime: Runtime, cancel: &CancellationToken) {
+    let changed = kubelet.clone();
+    let serving = agent_socket::serve(
+        env.clone(),
+        runtime,
+        move || changed.node_changed(),
+        cancel.clone(),
+    );
+    env.spawn("agent socket", async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the agent's socket cannot be served");
+        }
+    });
 }
 
 /// The server with its CA, which the hash in the token vouches for the first time.
