@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use crate::netns::NetNs;
@@ -110,6 +110,30 @@ impl Socket {
         namespace
             .run(move || Self::open(protocol))
             .map_err(|source| Error::Io { operation: "entering the network namespace", source })?
+    }
+
+    /// Also receives the kernel's announcements to a multicast group.
+    pub(crate) fn join(&self, group: i32) -> Result<()> {
+        const ADD_MEMBERSHIP: i32 = 1;
+        self.set_option(libc::SOL_NETLINK, ADD_MEMBERSHIP, group)
+    }
+
+    /// Throws away what has arrived; says whether anything had. Announcements that were lost for
+    /// want of buffer count as arrived.
+    pub(crate) fn drain(&mut self) -> Result<bool> {
+        let mut any = false;
+        loop {
+            match self.receive(libc::MSG_DONTWAIT) {
+                Ok(_) | Err(Error::Malformed) => any = true,
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(any);
+                }
+                Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ENOBUFS) => {
+                    any = true;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn bind(&self, groups: u32) -> Result<()> {
@@ -294,6 +318,12 @@ impl Socket {
             }
         }
         Ok(acks)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

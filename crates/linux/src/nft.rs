@@ -4,6 +4,10 @@
 //! [`Nft::commit`] sends them as one transaction, which the kernel carries out wholly or not at
 //! all. Only tables named by the caller are ever touched.
 
+use std::os::fd::{AsFd, OwnedFd};
+
+use tokio::io::unix::AsyncFd;
+
 use crate::{
     netlink::{
         APPEND, CREATE, Error, Message, Protocol, Result, Socket, attribute, attributes, be32_of,
@@ -17,6 +21,12 @@ use crate::{
 /// A connection to the nftables of one network namespace.
 pub struct Nft {
     socket: Socket,
+}
+
+/// Announces changes to the tables of a network namespace by anyone.
+pub struct Changes {
+    socket: Socket,
+    ready: AsyncFd<OwnedFd>,
 }
 
 /// The packets a table sees; also how its addresses are read.
@@ -201,6 +211,31 @@ impl Nft {
         }
         shown.sort();
         Ok(shown)
+    }
+}
+
+impl Changes {
+    /// Must be called within an async runtime.
+    pub fn open() -> Result<Self> {
+        const NFTABLES_GROUP: i32 = 7;
+        let socket = Socket::open(Protocol::Netfilter)?;
+        socket.join(NFTABLES_GROUP)?;
+        let io = |source| Error::Io { operation: "registration", source };
+        let twin = socket.as_fd().try_clone_to_owned().map_err(io)?;
+        Ok(Self { socket, ready: crate::ready::register(twin).map_err(io)? })
+    }
+
+    /// Waits for a change. Several at once are one, and lost announcements are one too.
+    pub async fn next(&mut self) -> Result<()> {
+        loop {
+            let ready = self.ready.readable().await;
+            let mut ready = ready.map_err(|source| Error::Io { operation: "waiting", source })?;
+            let any = self.socket.drain()?;
+            ready.clear_ready();
+            if any {
+                return Ok(());
+            }
+        }
     }
 }
 

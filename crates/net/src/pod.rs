@@ -5,9 +5,11 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use ipnet::IpNet;
+use linux::nft::Changes;
 use serde::{Deserialize, Serialize};
 use stdx::{Env, chain};
 
@@ -195,6 +197,27 @@ impl PodNetwork {
             self.teardown(id).await?;
         }
         Ok(gone)
+    }
+
+    /// Writes our table again whenever another program removed it; ends with an error only.
+    pub async fn keep_table(&self) -> Result<(), Error> {
+        const SETTLE: Duration = Duration::from_millis(200);
+        if self.0.table.is_none() {
+            return Ok(());
+        }
+        let mut changes = Changes::open()?;
+        loop {
+            changes.next().await?;
+            let inner = self.0.clone();
+            let restore = move || match &inner.table {
+                Some(table) => Ok(table.restore()?),
+                None => Ok(false),
+            };
+            if self.blocking(restore).await? {
+                tracing::warn!("the table was removed by another program and is back");
+            }
+            self.0.env.sleep(SETTLE).await;
+        }
     }
 
     /// The addresses of a sandbox that is set up.

@@ -155,6 +155,14 @@ pub async fn run_with(
     if !nodes.synced().await {
         return if cancel.is_cancelled() { Ok(()) } else { Err(Error::Cancelled) };
     }
+    if let Some(pods) = config.pods.clone() {
+        let until = cancel.clone();
+        env.spawn("pod network table", async move {
+            if let Some(Err(error)) = until.run_until_cancelled(pods.keep_table()).await {
+                tracing::warn!(error = %chain(&error), "a table lost to others comes back late");
+            }
+        });
+    }
     let keeping = keep(env, nodes, config, &changed);
     cancel.run_until_cancelled(keeping).await;
     Ok(())

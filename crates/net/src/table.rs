@@ -55,6 +55,17 @@ impl NetTable {
         Ok(Self { table, state: Mutex::new((nft, contents, ruleset)) })
     }
 
+    /// Writes the table again when someone else removed it; says whether that was so.
+    pub fn restore(&self) -> Result<bool, Error> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (nft, _, ruleset) = &mut *state;
+        if nft.tables()?.contains(&self.table) {
+            return Ok(false);
+        }
+        nft.replace(&self.table, &diff(&Ruleset::default(), ruleset))?;
+        Ok(true)
+    }
+
     /// Changes the contents in one transaction; after a refused one they are as before.
     pub fn change(&self, change: impl FnOnce(&mut Contents)) -> Result<(), Error> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

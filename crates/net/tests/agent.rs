@@ -115,7 +115,8 @@ impl Agent {
 
 /// Tries until it is so; each try that talks to the network paces itself.
 fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..500 {
+    let start = Env::real().instant();
+    while start.elapsed() < Duration::from_secs(10) {
         if so() {
             return;
         }
@@ -177,6 +178,18 @@ fn agents_follow_the_api_and_no_connection_fails_while_endpoints_roll() {
         eventually("the service", || from.ask("10.96.0.5:80").is_ok());
     }
     assert_eq!(agents[0].name, "node-1");
+
+    // A firewall that starts by removing every table does not end the service.
+    let node = &agents[0].machine;
+    node.run(|| {
+        proxy::remove(proxy::TABLE).unwrap();
+        net::table::remove(net::table::TABLE).unwrap();
+    });
+    eventually("both tables again", || {
+        let mut nft = linux::nft::Nft::open_in(&node.namespace).unwrap();
+        nft.tables().unwrap().len() == 2
+    });
+    assert!(a.ask("10.96.0.5:80").is_ok());
 
     // Endpoints come and go while clients open connections from a pod, a node and the host.
     let (over, done) = (AtomicBool::new(false), Arc::new(AtomicUsize::new(0)));

@@ -11,6 +11,7 @@ use std::{
 
 use client::{Cached, Change, Informer, Key, Lister};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use linux::nft::{Changes, Nft, Table};
 use stdx::{CancellationToken, Env, backoff::Backoff, chain};
 use tokio::sync::Notify;
 
@@ -48,7 +49,16 @@ pub async fn run_with(
             }
         });
     }
+    let lost = Arc::new(AtomicBool::new(false));
+    let watching = watch_tables(env.clone(), config.clone(), pending.clone(), lost.clone());
+    let until = cancel.clone();
+    env.spawn("proxy tables", async move {
+        if let Some(Err(error)) = until.run_until_cancelled(watching).await {
+            tracing::warn!(error = %chain(&error), "tables lost to others come back late");
+        }
+    });
     let proxy = Proxy {
+        lost,
         checks: HealthChecks::new(&env, healthy.clone()),
         planners: Arc::new(Mutex::new(Planners::new(&config)?)),
         env,
@@ -71,6 +81,8 @@ struct Proxy {
     planners: Arc<Mutex<Planners>>,
     checks: HealthChecks,
     healthy: Arc<AtomicBool>,
+    /// Someone else removed our tables.
+    lost: Arc<AtomicBool>,
 }
 
 /// Services to look at again, and the slices that each has.
@@ -98,6 +110,11 @@ impl Proxy {
         let mut failures = 0;
         loop {
             let changed = self.pending.take();
+            if self.lost.swap(false, Ordering::Relaxed) {
+                tracing::warn!("the tables were removed by another program; writing them again");
+                self.planners.lock().unwrap_or_else(PoisonError::into_inner).rewrite = true;
+                self.healthy.store(false, Ordering::Relaxed);
+            }
             if changed.is_empty() && failures == 0 && self.healthy.load(Ordering::Relaxed) {
                 self.pending.changed.notified().await;
                 continue;
@@ -265,6 +282,34 @@ impl Pending {
             (key, names)
         };
         services.into_iter().map(with_slices).collect()
+    }
+}
+
+/// Looks after our tables whenever anyone changes any: a firewall that is loaded anew often
+/// begins with removing every table there is.
+async fn watch_tables(
+    env: Env,
+    config: ProxyConfig,
+    pending: Arc<Pending>,
+    lost: Arc<AtomicBool>,
+) -> Result<(), Error> {
+    const SETTLE: Duration = Duration::from_millis(200);
+    let tables: Vec<Table> = config.families.iter().map(|f| config.table_of(*f)).collect();
+    let mut changes = Changes::open()?;
+    let mut known = false;
+    loop {
+        changes.next().await?;
+        let present = env
+            .blocking(|| Nft::open()?.tables())
+            .await
+            .unwrap_or(Err(linux::netlink::Error::Malformed))?;
+        let all = tables.iter().all(|table| present.contains(table));
+        if known && !all {
+            lost.store(true, Ordering::Relaxed);
+            pending.changed.notify_one();
+        }
+        known = all;
+        env.sleep(SETTLE).await;
     }
 }
 
