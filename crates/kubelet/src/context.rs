@@ -33,6 +33,8 @@ pub struct Context {
     pub services: Informer,
     pub node: Informer,
     pub streaming: Arc<dyn Streaming>,
+    /// The control groups of this machine; `None` when they cannot be found.
+    pub cgroups: Option<Arc<linux::cgroup::Host>>,
     /// Counts the runtime's events, for those that wait for any of them.
     pub runtime_events: tokio::sync::watch::Sender<u64>,
     /// Name and version of the runtime, once it has answered.

@@ -105,6 +105,9 @@ impl Kubelet {
             services: informer(&SERVICES, String::new()),
             node: informer(&NODES, format!("metadata.name={}", config.node_name)),
             streaming,
+            cgroups: linux::cgroup::Host::detect()
+                .inspect_err(|error| tracing::warn!(%error, "control groups are not cleaned up"))
+                .ok(),
             runtime_events: tokio::sync::watch::Sender::new(0),
             runtime_version: OnceLock::new(),
             client,

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::{
     admission,
     context::{Context, PODS},
-    pod::{Pod, PodExt},
+    pod::{Pod, PodExt, take_in},
     pod_worker::{Message, PodWorker, Sender},
     runtime_state::{self, keys},
     volumes,
@@ -105,7 +105,7 @@ impl Manager {
     fn handle(&self, event: Event, events: &mpsc::UnboundedSender<Event>) {
         match event {
             Event::Changed(cached) => match cached.typed::<Pod>() {
-                Ok(pod) => self.dispatch(Arc::new(pod), events),
+                Ok(pod) => self.dispatch(Arc::new(take_in(pod)), events),
                 Err(error) => {
                     tracing::error!(pod = %cached.key, error = %chain(&error), "a pod cannot be read");
                 }

@@ -211,6 +211,7 @@ impl Reporter {
             }
             other => other?,
         };
+        self.was_ready.get_or_insert_with(|| was_ready(&existing));
         let mut status = self.status(&health, None);
         keep_transitions(&mut status, &existing);
         let mut patch = Map::new();
@@ -226,11 +227,7 @@ impl Reporter {
         if self.was_ready == Some(ready) {
             return;
         }
-        let first = self.was_ready.is_none();
         self.was_ready = Some(ready);
-        if first && !ready {
-            return;
-        }
         let reason = if ready { "NodeReady" } else { "NodeNotReady" };
         let message = format!("Node {} status is now: {reason}", self.context.config.node_name);
         self.context.events.record(self.reference(), EventType::Normal, reason, message);
@@ -278,6 +275,14 @@ impl Reporter {
             "runtimeHandlers": [{ "name": "", "features": { "recursiveReadOnlyMounts": false, "userNamespaces": false } }],
         })
     }
+}
+
+/// What the API says so far, so that a new agent does not announce what has not changed.
+fn was_ready(node: &Object) -> bool {
+    node.list_at(&["status", "conditions"]).iter().any(|condition| {
+        let field = |name| condition.get(name).and_then(Value::as_str);
+        field("type") == Some("Ready") && field("status") == Some("True")
+    })
 }
 
 fn amounts(capacity: Capacity) -> serde_json::Value {

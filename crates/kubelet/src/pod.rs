@@ -84,7 +84,11 @@ impl PodExt for Pod {
             let role = if is_sidecar(container) { Role::Sidecar } else { Role::Init };
             (container, role)
         });
-        init.chain(spec.containers.iter().map(|container| (container, Role::Main))).collect()
+        let mains = spec.containers.iter().map(|container| {
+            let role = if is_ephemeral(container) { Role::Ephemeral } else { Role::Main };
+            (container, role)
+        });
+        init.chain(mains).collect()
     }
 
     fn container(&self, name: &str) -> Option<(&Container, Role)> {
@@ -118,6 +122,39 @@ impl PodExt for Pod {
 
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
+}
+
+/// Marks an ephemeral container among the main ones; no policy of the API has this name.
+const EPHEMERAL: &str = "Ephemeral";
+
+fn is_ephemeral(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some(EPHEMERAL)
+}
+
+/// Reads a pod as the agent works with it: ephemeral containers stand behind the main ones,
+/// marked, so that every part treats them alike.
+pub fn take_in(mut pod: Pod) -> Pod {
+    let Some(spec) = &mut pod.spec else { return pod };
+    for ephemeral in spec.ephemeral_containers.iter().flatten() {
+        let converted = serde_json::to_value(ephemeral).and_then(serde_json::from_value);
+        match converted {
+            Ok(container) => spec.containers.push(Container {
+                restart_policy: Some(EPHEMERAL.into()),
+                ..container
+            }),
+            Err(error) => tracing::error!(%error, "an ephemeral container cannot be read"),
+        }
+    }
+    pod
+}
+
+/// The pod as the API has it.
+pub fn give_back(pod: &Pod) -> Pod {
+    let mut pod = pod.clone();
+    if let Some(spec) = &mut pod.spec {
+        spec.containers.retain(|container| !is_ephemeral(container));
+    }
+    pod
 }
 
 /// The object reference of one container, `spec.containers{name}` as events write it.

@@ -15,7 +15,7 @@ use crate::{
     context::{Context, PODS},
     images::Refused,
     objects::Wake,
-    pod::{Pod, PodExt},
+    pod::{Pod, PodExt, take_in},
     probes::{self, Prober, Report},
     runtime_state::{self, PodRuntime},
     status::{self, StatusInput},
@@ -585,7 +585,7 @@ fn revision(pod: &Pod) -> i64 {
 }
 
 fn read_pod(object: &Object) -> Result<Box<Pod>, client::Error> {
-    object.to_typed().map(Box::new).map_err(|source| client::Error::Malformed {
+    object.to_typed().map(|pod| Box::new(take_in(pod))).map_err(|source| client::Error::Malformed {
         request: "pods/status".into(),
         source: source.into(),
     })

@@ -160,12 +160,17 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, config: &KubeletConfig) -
 
 /// The pod's cgroup: `/kubepods/burstable/podUID`.
 pub fn cgroup_parent(pod: &Pod, config: &KubeletConfig) -> String {
-    let class = match Qos::of(pod) {
+    cgroup_of(Qos::of(pod), pod.uid(), config)
+}
+
+/// The cgroup of a pod of some class.
+pub fn cgroup_of(class: Qos, uid: &str, config: &KubeletConfig) -> String {
+    let class = match class {
         Qos::Guaranteed => "",
         Qos::Burstable => "/burstable",
         Qos::BestEffort => "/besteffort",
     };
-    format!("{}{class}/pod{}", config.cgroup_root.trim_end_matches('/'), pod.uid())
+    format!("{}{class}/pod{uid}", config.cgroup_root.trim_end_matches('/'))
 }
 
 #[cfg(test)]

@@ -49,8 +49,9 @@ pub fn generate(input: &StatusInput) -> PodStatus {
         status.conditions = old.conditions;
         return status;
     }
-    let init = container_statuses(input, true);
-    let mains = container_statuses(input, false);
+    let init = container_statuses(input, &[Role::Init, Role::Sidecar]);
+    let mains = container_statuses(input, &[Role::Main]);
+    let ephemeral = container_statuses(input, &[Role::Ephemeral]);
     let phase = phase(input, &init, &mains);
     if let Some(verdict) = &input.memory.verdict {
         status.reason = Some(verdict.reason.clone());
@@ -63,6 +64,7 @@ pub fn generate(input: &StatusInput) -> PodStatus {
     status.phase = Some(phase.into());
     status.init_container_statuses = (!init.is_empty()).then_some(init);
     status.container_statuses = (!mains.is_empty()).then_some(mains);
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
     status
 }
 
@@ -80,13 +82,13 @@ fn set_pod_ips(input: &StatusInput, old: &PodStatus, status: &mut PodStatus) {
     status.pod_ips = (!listed.is_empty()).then_some(listed);
 }
 
-/// The statuses of init or main containers; main ones sorted by name, as upstream has them.
-fn container_statuses(input: &StatusInput, init: bool) -> Vec<ContainerStatus> {
+/// The statuses of containers of some roles; main ones sorted by name, as upstream has them.
+fn container_statuses(input: &StatusInput, roles: &[Role]) -> Vec<ContainerStatus> {
     let containers = input.pod.all_containers();
-    let wanted = containers.iter().filter(|(_, role)| (*role != Role::Main) == init);
+    let wanted = containers.iter().filter(|(_, role)| roles.contains(role));
     let mut statuses: Vec<_> =
         wanted.map(|(spec, role)| container_status(input, spec, *role)).collect();
-    if !init {
+    if roles.contains(&Role::Main) {
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
     }
     statuses
@@ -115,7 +117,11 @@ fn container_status(input: &StatusInput, spec: &Spec, role: Role) -> ContainerSt
 
 fn reported<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
     let status = pod.status.as_ref()?;
-    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let lists = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
     lists.into_iter().flatten().flatten().find(|status| status.name == name)
 }
 
@@ -340,7 +346,8 @@ fn phase(
 }
 
 fn init_specs(pod: &Pod) -> impl Iterator<Item = (&Spec, Role)> {
-    pod.all_containers().into_iter().filter(|(_, role)| *role != Role::Main)
+    let early = [Role::Init, Role::Sidecar];
+    pod.all_containers().into_iter().filter(move |(_, role)| early.contains(role))
 }
 
 #[derive(Default)]

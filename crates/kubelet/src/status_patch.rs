@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 use crate::pod::{Pod, PodExt, PodStatus};
 
 /// Fields that the kubelet alone writes, and that are replaced whole.
-const WHOLE: [&str; 10] = [
+const WHOLE: [&str; 11] = [
     "phase",
     "message",
     "reason",
@@ -15,6 +15,7 @@ const WHOLE: [&str; 10] = [
     "startTime",
     "initContainerStatuses",
     "containerStatuses",
+    "ephemeralContainerStatuses",
     "qosClass",
     "observedGeneration",
 ];

@@ -13,7 +13,8 @@ use crate::{
     dns, hooks,
     images::{self, Refused},
     objects::{Kind, Wake},
-    pod::{Container as Spec, Pod, PodExt},
+    pod::{Container as Spec, Pod, PodExt, Qos},
+    resources,
     runtime_state::{PodRuntime, Sandbox},
     volumes::{self, Mounted},
     worker::{Failure, Kill},
@@ -317,6 +318,7 @@ impl Job {
         self.context.objects.release(uid);
         self.context.tokens.forget(uid);
         self.context.images.forget_pod(uid);
+        self.remove_cgroups().await;
         match volumes::tear_down(&self.context, uid).await {
             Ok(()) => true,
             Err(text) => {
@@ -324,6 +326,24 @@ impl Job {
                 false
             }
         }
+    }
+}
+
+impl Job {
+    /// Removes the pod's control group. A pod that is known by its labels alone could be of any
+    /// class.
+    async fn remove_cgroups(&self) {
+        let Some(host) = self.context.cgroups.clone() else { return };
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        let removed = self.context.env.blocking(move || {
+            for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+                let path = resources::cgroup_of(class, pod.uid(), &context.config);
+                if let Err(error) = host.cgroup(&path).delete() {
+                    tracing::warn!(path, %error, "a control group was not removed");
+                }
+            }
+        });
+        removed.await;
     }
 }
 

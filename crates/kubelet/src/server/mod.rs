@@ -36,7 +36,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 pub use self::auth::Identity;
-use crate::{Error, context::Context, manager::Manager, pod::{Pod, PodExt}, runtime_state::{self, Container, PodRuntime}};
+use crate::{Error, context::Context, manager::Manager, pod::{Pod, PodExt, give_back}, runtime_state::{self, Container, PodRuntime}};
 
 pub type Body = BoxBody<Bytes, std::io::Error>;
 pub type Answer = Response<Body>;
@@ -207,7 +207,7 @@ impl Server {
         let items: Vec<Arc<Pod>> = self.manager.pods().into_iter().filter(|pod| wanted(pod)).collect();
         let list = serde_json::json!({
             "kind": "PodList", "apiVersion": "v1", "metadata": {},
-            "items": items.iter().map(|pod| &**pod).collect::<Vec<_>>(),
+            "items": items.iter().map(|pod| give_back(pod)).collect::<Vec<_>>(),
         });
         json(&list)
     }

@@ -13,7 +13,10 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, protocol::Role},
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, Role, frame::coding::CloseCode},
+    },
 };
 
 use super::remote::{Output, Remote, RemoteSink};
@@ -100,7 +103,8 @@ impl RemoteSink for Channels {
     async fn finish(&self, status: Bytes) {
         let _ = self.send(ERROR, &status).await;
         let mut sink = self.0.lock().await;
-        let _ = sink.send(Message::Close(None)).await;
+        let normal = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+        let _ = sink.send(Message::Close(Some(normal))).await;
         let _ = sink.close().await;
     }
 }
