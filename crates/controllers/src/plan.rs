@@ -149,6 +149,8 @@ pub fn selector_of(object: &Object) -> Option<Selector> {
     }
 }
 
+const MAX_MEMOS: usize = 10_000;
+
 /// Everything a `reconcile` may look at.
 #[derive(Clone)]
 pub struct World {
@@ -195,6 +197,10 @@ impl World {
     /// knows: the `now` of the first call with this name since [`World::forget`].
     pub fn since(&self, name: String, now: Timestamp) -> Timestamp {
         let mut first_seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if first_seen.len() >= MAX_MEMOS {
+            // What nobody asked to forget ended otherwise; none of it lasts a day.
+            first_seen.retain(|_, at| now.since(*at) < Duration::from_secs(24 * 3600));
+        }
         *first_seen.entry(name).or_insert(now)
     }
 

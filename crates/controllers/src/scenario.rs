@@ -12,6 +12,7 @@
 //! | `kill NAME` | its agent says nothing any more |
 //! | `delete RESOURCE NAME` | removes an object without further ado |
 //! | `delay watches 2s` | every watch lags |
+//! | `restart controllers` | they forget everything and start again |
 //! | `refuse creates of RESOURCE` / `allow creates` | |
 //! | `expect RESOURCE COUNT` | how many there are |
 //! | `expect created RESOURCE COUNT` | how many were ever made |
@@ -24,7 +25,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use client::{Cached, Client, Lister, Resource};
 use machinery::{Object, Value, value};
-use stdx::{CancellationToken, Env, env::simulate, files::RealFiles};
+use stdx::{CancellationToken, Env, Task, env::simulate, files::RealFiles};
 
 use self::fake::FakeApi;
 use crate::{Config, World, views::Pod};
@@ -45,6 +46,7 @@ pub fn world_with<const N: usize>(config: Config, contents: [(&'static Resource,
 struct Scenario {
     env: Env,
     api: FakeApi,
+    running: Option<Running>,
     /// Pods of this image never become ready.
     unready: Option<String>,
     serving_at_least: Option<usize>,
@@ -55,29 +57,49 @@ struct Scenario {
 fn run(text: &str) {
     simulate(1, Arc::new(RealFiles), |env| async move {
         let api = FakeApi::new(&env);
-        let cancel = CancellationToken::new();
-        let (transport, running) = (api.clone(), cancel.clone());
-        let controllers = {
-            let env = env.clone();
-            async move {
-                let clients = move |_: &str| Client::new(Arc::new(transport.clone()), "test");
-                let config = Config {
-                    controllers: vec!["*".into(), "-garbage-collector-controller".into(), "-namespace-controller".into()],
-                    ..Config::default()
-                };
-                crate::run(&env, clients, config, running).await;
-            }
+        let running = Running::start(&env, &api);
+        let mut scenario = Scenario {
+            env: env.clone(),
+            api,
+            running: Some(running),
+            unready: None,
+            serving_at_least: None,
+            alive: Vec::new(),
         };
-        let task = env.spawn("controllers", controllers);
-        let mut scenario =
-            Scenario { env: env.clone(), api, unready: None, serving_at_least: None, alive: Vec::new() };
         scenario.add_node("node-1");
         scenario.tick(Duration::from_secs(1)).await;
         scenario.play(text).await;
-        cancel.cancel();
-        task.await;
+        if let Some(running) = scenario.running.take() {
+            running.stop().await;
+        }
         assert_eq!(env.panics(), 0, "a controller panicked");
     });
+}
+
+/// The controllers of one process.
+struct Running {
+    cancel: CancellationToken,
+    task: Task<()>,
+}
+
+impl Running {
+    fn start(env: &Env, api: &FakeApi) -> Self {
+        let cancel = CancellationToken::new();
+        let (api, running, environment) = (api.clone(), cancel.clone(), env.clone());
+        let task = env.spawn("controllers", async move {
+            let clients = move |_: &str| Client::new(Arc::new(api.clone()), "test");
+            let without = ["*", "-garbage-collector-controller", "-namespace-controller"];
+            let config =
+                Config { controllers: without.map(str::to_owned).to_vec(), ..Config::default() };
+            crate::run(&environment, clients, config, running).await;
+        });
+        Self { cancel, task }
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await;
+    }
 }
 
 impl Scenario {
@@ -118,6 +140,12 @@ impl Scenario {
             ["delete", "one", "of", resource] => {
                 let first = self.api.list(resource).first().map(|o| o.name().to_owned());
                 self.api.delete(resource, &first.expect(place));
+            }
+            ["restart", "controllers"] => {
+                if let Some(running) = self.running.take() {
+                    running.stop().await;
+                }
+                self.running = Some(Running::start(&self.env, &self.api));
             }
             ["delay", "watches", duration] => self.api.delay_watches(seconds(duration)),
             ["refuse", "creates", "of", resource] => self.api.break_creates(Some(resource)),
@@ -182,8 +210,12 @@ impl Scenario {
         self.api.put("leases", lease);
     }
 
-    /// The first living node without taints.
-    fn place(&self) -> Option<String> {
+    /// The node that the pod is pinned to, else the first living one without taints.
+    fn place(&self, pod: &Object) -> Option<String> {
+        let affinity = pod.at(&["spec", "affinity"]).cloned().unwrap_or_default();
+        if let Some(pinned) = crate::node_affinity::target_node("", &affinity) {
+            return self.alive.contains(&pinned).then_some(pinned);
+        }
         let untainted = |name: &&String| {
             let node = self.api.get("nodes", name);
             node.is_some_and(|node| node.list_at(&["spec", "taints"]).is_empty())
@@ -214,7 +246,7 @@ impl Scenario {
                 continue;
             }
             if pod.str_at(&["spec", "nodeName"]).is_empty() {
-                let Some(node) = self.place() else { continue };
+                let Some(node) = self.place(&pod) else { continue };
                 pod.set_at(&["spec", "nodeName"], node);
             }
             let now = self.env.now().rfc3339();
@@ -273,4 +305,6 @@ scenarios! {
     late_watches
     refused
     node_loss
+    late_workloads
+    controller_restart
 }

@@ -11,6 +11,7 @@ use crate::{
     plan::*,
     pod_template::{generated_name, pod_from_template},
     resources::*,
+    selector::Selector,
     views::Pod,
 };
 
@@ -41,14 +42,22 @@ pub fn reconcile_kind(
     let mut plan = Plan::none();
     let Some(set) = world.object(resource, key) else { return plan };
     let Some(selector) = selector_of(&set) else { return plan };
-    let candidates = active_pods(world, &key.namespace);
+    let (candidates, terminating) = candidates(world, &set, &selector);
     let cached: Vec<Arc<Cached>> = candidates.iter().map(|(cached, _)| cached.clone()).collect();
     let claimed = claim(&mut plan, &PODS, &set, &selector, &cached, |_| true);
     let adopting = !plan.is_empty();
     let mine: Vec<(Arc<Cached>, Pod)> =
-        candidates.into_iter().filter(|(c, _)| claimed.iter().any(|m| Arc::ptr_eq(m, c))).collect();
+        {
+        let mut claimed = claimed.iter().peekable();
+        // Both are in the same order, so one pass suffices.
+        let is_claimed = |c: &Arc<Cached>| claimed.next_if(|m| Arc::ptr_eq(m, c)).is_some();
+        filter_cached(candidates, is_claimed)
+    };
     let wanted = set.i64_at(&["spec", "replicas"]).unwrap_or(1).max(0);
-    let status = status(&set, &mine, wanted, world, key, now, &mut plan);
+    let mut status = status(&set, &mine, wanted, world, key, now, &mut plan);
+    if set.kind() == "ReplicaSet" {
+        status.insert("terminatingReplicas", terminating);
+    }
     plan.set_status(resource, &set, status);
     // Adopted pods count from the next look on; making others now would be one too many.
     if !set.is_deleting() && !adopting {
@@ -57,10 +66,32 @@ pub fn reconcile_kind(
     plan
 }
 
-fn active_pods(world: &World, namespace: &str) -> Vec<(Arc<Cached>, Pod)> {
-    let pods = world.list(&PODS).in_namespace(namespace);
-    let read = |cached: Arc<Cached>| Pod::read(&cached).map(|pod| (cached, pod));
-    pods.into_iter().filter_map(read).filter(|(_, pod)| pod.is_active()).collect()
+/// Active pods that are the set's or could be, and how many of its own are ending. What belongs to
+/// others is told by its metadata and not decoded.
+fn candidates(world: &World, set: &Object, selector: &Selector) -> (Vec<(Arc<Cached>, Pod)>, i64) {
+    let is_candidate = |cached: &Arc<Cached>| match cached.controller() {
+        Some(owner) => owner.uid == set.uid(),
+        None => selector.matches(&cached.labels),
+    };
+    let pods = world.list(&PODS).in_namespace(set.namespace());
+    let mut terminating = 0;
+    let mut active = Vec::new();
+    for cached in pods.into_iter().filter(is_candidate) {
+        let Some(pod) = Pod::read(&cached) else { continue };
+        if pod.is_active() {
+            active.push((cached, pod));
+        } else if !pod.is_finished() && cached.controller().is_some() {
+            terminating += 1;
+        }
+    }
+    (active, terminating)
+}
+
+fn filter_cached(
+    pods: Vec<(Arc<Cached>, Pod)>,
+    mut keep: impl FnMut(&Arc<Cached>) -> bool,
+) -> Vec<(Arc<Cached>, Pod)> {
+    pods.into_iter().filter(|(cached, _)| keep(cached)).collect()
 }
 
 fn manage(
@@ -192,12 +223,6 @@ fn status(
     ];
     for (field, count) in counts {
         status.insert(field, count);
-    }
-    if set.kind() == "ReplicaSet" {
-        let pods = world.list(&PODS).controlled_by(set.uid());
-        let ending = |pod: &Pod| pod.is_deleting() && !pod.is_finished();
-        let count = pods.iter().filter_map(|c| Pod::read(c)).filter(ending).count();
-        status.insert("terminatingReplicas", count as i64);
     }
     status.insert("conditions", failure_condition(set, wanted - mine.len() as i64, world, key, now));
     status
