@@ -54,7 +54,8 @@ struct Scenario {
     alive: Vec<String>,
 }
 
-fn run(text: &str) {
+/// Plays a scenario, and returns everything that the server was told, in order.
+fn run(text: &str) -> String {
     simulate(1, Arc::new(RealFiles), |env| async move {
         let api = FakeApi::new(&env);
         let running = Running::start(&env, &api);
@@ -73,7 +74,8 @@ fn run(text: &str) {
             running.stop().await;
         }
         assert_eq!(env.panics(), 0, "a controller panicked");
-    });
+        scenario.api.trace()
+    })
 }
 
 /// The controllers of one process.
@@ -283,6 +285,12 @@ fn seconds(text: &str) -> Duration {
     let (number, unit) = text.split_at(text.len() - 1);
     let number: u64 = number.parse().unwrap_or_else(|_| panic!("{text} is no duration"));
     Duration::from_secs(number * BTreeMap::from([("s", 1), ("m", 60), ("h", 3600)])[unit])
+}
+
+#[test]
+fn one_seed_gives_one_trace() {
+    let text = include_str!("../testdata/controller_restart.txt");
+    assert_eq!(run(text), run(text));
 }
 
 macro_rules! scenarios {

@@ -72,6 +72,14 @@ impl FakeApi {
         self.state().log.iter().filter(|(_, plural, kind, _)| plural == resource && *kind == "ADDED").count()
     }
 
+    /// Every change there ever was, one per line.
+    pub fn trace(&self) -> String {
+        let line = |(revision, resource, kind, object): &(i64, String, &str, Object)| {
+            format!("{revision} {kind} {resource} {}\n", String::from_utf8_lossy(&object.to_json()))
+        };
+        self.state().log.iter().map(line).collect()
+    }
+
     pub fn get(&self, resource: &str, name: &str) -> Option<Object> {
         self.list(resource).into_iter().find(|object| object.name() == name)
     }
