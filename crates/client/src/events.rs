@@ -140,9 +140,13 @@ struct Known {
 
 impl Writer {
     async fn write(&self, record: Record) {
+        // The same thing told of a newer version of the object is the same event.
+        let about = ObjectReference { resource_version: String::new(), ..record.about.clone() };
         let identity = format!(
-            "{:?}|{}|{}|{}",
-            record.about, record.event_type.as_str(), record.reason, record.message
+            "{about:?}|{}|{}|{}",
+            record.event_type.as_str(),
+            record.reason,
+            record.message
         );
         let outcome = match self.repeated(&identity) {
             Some((name, count)) => self.raise(&record, &name, count).await,

@@ -15,7 +15,7 @@ use crate::{
     context::{Context, PODS},
     images::Refused,
     objects::Wake,
-    pod::{Pod, PodExt, take_in},
+    pod::{Pod, PodExt, PodStatus, take_in},
     probes::{self, Prober, Report},
     runtime_state::{self, PodRuntime},
     status::{self, StatusInput},
@@ -64,6 +64,8 @@ pub struct PodWorker {
     writing: bool,
     write_failures: u32,
     retry_at: Option<Timestamp>,
+    /// A status that shows only a step's progress waits until then for the step's end.
+    defer_until: Option<Timestamp>,
     refreshing: bool,
     clean_retry_at: Option<Timestamp>,
 }
@@ -91,6 +93,7 @@ impl PodWorker {
             writing: false,
             write_failures: 0,
             retry_at: None,
+            defer_until: None,
             refreshing: false,
             clean_retry_at: None,
         };
@@ -113,7 +116,13 @@ impl PodWorker {
                 self.remove_logs().await;
                 return;
             }
-            let wake_at = [plan.wake_at, self.retry_at, self.clean_retry_at, self.refresh_at()];
+            let wake_at = [
+                plan.wake_at,
+                self.retry_at,
+                self.defer_until,
+                self.clean_retry_at,
+                self.refresh_at(),
+            ];
             let mut wake_at = wake_at.into_iter().flatten().min();
             if stale {
                 // The runtime does not answer: ask again soon.
@@ -354,10 +363,14 @@ impl PodWorker {
             runtime_name: self.context.runtime_name(),
             now,
         });
-        let Some(patch) = status_patch::patch(&self.pod, &wanted) else { return !self.writing };
-        if self.writing || self.retry_at.is_some_and(|at| at > now) {
+        let Some(patch) = status_patch::patch(&self.pod, &wanted) else {
+            self.defer_until = None;
+            return !self.writing;
+        };
+        if self.writing || self.retry_at.is_some_and(|at| at > now) || self.defers(&wanted, now) {
             return false;
         }
+        self.defer_until = None;
         self.writing = true;
         self.retry_at = None;
         let (client, pod) = (self.context.client.clone(), self.pod.clone());
@@ -367,6 +380,19 @@ impl PodWorker {
             Message::StatusWritten(written.and_then(|object| read_pod(&object)))
         });
         false
+    }
+
+    /// While a step runs, its parts (the sandbox is there, the container is made) are not worth a
+    /// write each; they are told together at its end, or after a second.
+    fn defers(&mut self, wanted: &PodStatus, now: Timestamp) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let begun = self.pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        let same_phase = wanted.phase.as_deref() == Some(self.pod.phase());
+        if !self.in_flight.step || !begun || !same_phase || self.is_ending() {
+            return false;
+        }
+        let until = *self.defer_until.get_or_insert(now + PATIENCE);
+        now < until
     }
 
     fn refresh_at(&self) -> Option<Timestamp> {

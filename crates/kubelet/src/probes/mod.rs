@@ -197,16 +197,8 @@ impl ProbeTask {
                 let container_id = self.container_id.clone();
                 (self.report)(Outcome { container_id, kind: self.kind, success });
             }
-            env.sleep_until(began + self.wait(&tracker, period)).await;
+            env.sleep_until(began + period).await;
         }
-    }
-
-    /// A container that is not ready yet is asked more often at first, so that it serves as soon
-    /// as it can; the period holds from the first answer that counts.
-    fn wait(&self, tracker: &Tracker, period: Duration) -> Duration {
-        let young = self.context.env.now().since(self.started) < Duration::from_secs(5);
-        let waiting = tracker.reported != Some(true) && tracker.failure_threshold > 1;
-        if young && waiting && self.kind == Kind::Readiness { period.min(Duration::from_millis(250)) } else { period }
     }
 
     /// Upstream asks up to three times when the probe itself cannot be made.
