@@ -16,6 +16,10 @@
 //! which `affinity` remembers for the client and `live` leads to the endpoint, so that a client
 //! of an endpoint that is gone is drawn anew. Packets of established connections never come here.
 //!
+//! A packet that passes while a transaction takes effect may find a chain of the old state and
+//! elements of the new. It is dropped rather than let through untranslated: the client sends its
+//! first packet again, and no connection is tracked that leads nowhere.
+//!
 //! Every rule is one that the `nft` program can show: values that pass from one lookup to
 //! the next rest in the connection's mark (which is cleared when the connection leaves), never in
 //! a bare register. A connection to a port with session affinity loses its packet mark.
@@ -252,9 +256,9 @@ fn chains(layout: Layout, config: &RulesConfig) -> Vec<(&'static str, Chain)> {
         ("services", Chain::of(services(layout))),
         ("admission", Chain::of(admission(layout))),
         ("refusal", Chain::of(refusal(layout))),
-        (chain_of(Policy::Cluster), Chain::of(vec![go_pick()])),
+        (chain_of(Policy::Cluster), Chain::of(vec![go_pick(), drop_rule()])),
         (chain_of(Policy::ClusterLocal), Chain::of(vec![turn_local(), go_pick(), drop_rule()])),
-        (chain_of(Policy::External), Chain::of(vec![go_pick()])),
+        (chain_of(Policy::External), Chain::of(vec![go_pick(), drop_rule()])),
         (chain_of(Policy::ExternalLocal), Chain::of(external_local(layout))),
         (
             KEEP_PODS,
@@ -423,7 +427,7 @@ impl Pick {
     pub fn chain(&self, family: Family) -> Chain {
         let layout = Layout::of(family);
         match self.affinity_seconds {
-            0 => Chain::of(vec![self.at_random(layout)]),
+            0 => Chain::of(vec![self.at_random(layout), drop_rule()]),
             _ => Chain::of(self.by_client(layout)),
         }
     }
@@ -459,7 +463,10 @@ impl Pick {
         let mut forget = client.to_vec();
         forget.extend([connection_mark(TARGET), self.remember(Update::Delete)]);
         let last = self.finish(layout, &client);
-        [move_number, remembered, still_lives, move_back, anew, forget, last].map(Rule).into()
+        let mut rules: Vec<Rule> =
+            [move_number, remembered, still_lives, move_back, anew, forget, last].map(Rule).into();
+        rules.push(drop_rule());
+        rules
     }
 
     /// Remembers the endpoint whose number is in the connection's mark, and goes there.
