@@ -218,10 +218,9 @@ impl Versions {
         let mut patch = patch.clone();
         if let (Some(version), Patch::Strategic(Value::Map(map)) | Patch::Merge(Value::Map(map))) =
             (self.of(intent), &mut patch)
+            && map.at(&["metadata", "resourceVersion"]).is_some()
         {
-            if map.at(&["metadata", "resourceVersion"]).is_some() {
-                map.set_at(&["metadata", "resourceVersion"], version.as_str());
-            }
+            map.set_at(&["metadata", "resourceVersion"], version.as_str());
         }
         patch
     }

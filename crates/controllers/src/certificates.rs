@@ -85,7 +85,7 @@ impl Request {
 
     pub fn validate_kubelet_client(&self) -> Result<(), Refusal> {
         self.require_node_organization()?;
-        for name in &self.params.params.subject_alt_names {
+        if let Some(name) = self.params.params.subject_alt_names.first() {
             return rule(match name {
                 SanType::DnsName(_) => "DNS subjectAltNames are not allowed",
                 SanType::Rfc822Name(_) => "Email subjectAltNames are not allowed",

@@ -42,10 +42,13 @@ pub enum Work {
     /// A pure decision per key; the usual case.
     Reconcile(fn(&Key, &World, Timestamp) -> Plan),
     /// An action per key that must ask the server between decisions. Returns when to look again.
-    Act(fn(TaskContext, World, Key) -> BoxFuture<'static, Result<Option<Duration>, Error>>),
+    Act(fn(TaskContext, World, Key) -> Acting),
     /// A long-running task of its own, for what must ask the server between decisions.
     Task(fn(TaskContext) -> BoxFuture<'static, ()>),
 }
+
+/// An action under way; its outcome says when to look again.
+pub type Acting = BoxFuture<'static, Result<Option<Duration>, Error>>;
 
 /// Verbs on a resource (`pods`, `pods/status`) of an API group.
 #[derive(Clone, Copy, Debug)]

@@ -183,10 +183,10 @@ impl Runner {
         let metrics = context.config.metrics.queue(controller.name);
         let feed = Feed { queue: queue.clone(), metrics: metrics.clone() };
         connect(controller, &informers, &world, &feed);
-        if let Some(streams) = &context.config.node_streams {
-            if controller.primary == &crate::resources::NODES {
-                streams.on_change(move |key| feed.add(key.clone()));
-            }
+        if let Some(streams) = &context.config.node_streams
+            && controller.primary == &crate::resources::NODES
+        {
+            streams.on_change(move |key| feed.add(key.clone()));
         }
         for informer in informers.values() {
             if context.cancel.run_until_cancelled(informer.synced()).await != Some(true) {

@@ -244,7 +244,7 @@ impl Scenario {
             let unready = self.unready.is_some() && image == self.unready.as_deref();
             let ready = if unready { "False" } else { "True" };
             let view = Pod::read(&cached(pod.clone().into_value())).expect("a pod");
-            if view.is_finished() || (!view.spec.node_name.is_empty() && view.is_ready() == !unready) {
+            if view.is_finished() || (!view.spec.node_name.is_empty() && view.is_ready() != unready) {
                 continue;
             }
             if pod.str_at(&["spec", "nodeName"]).is_empty() {

@@ -8,10 +8,11 @@ use crate::{plan::World, resources::*, selector::Selector, views::Pod};
 /// The Services that a change of a pod concerns: those that select it or did, unless nothing of it
 /// changed that endpoints show.
 pub fn services_of_pod(change: &Change, world: &World) -> Vec<Key> {
-    if let (Some(old), Some(new)) = (&change.old, &change.new) {
-        if old.labels == new.labels && shown(old) == shown(new) {
-            return Vec::new();
-        }
+    if let (Some(old), Some(new)) = (&change.old, &change.new)
+        && old.labels == new.labels
+        && shown(old) == shown(new)
+    {
+        return Vec::new();
     }
     let services = world.list(&SERVICES).in_namespace(&change.key().namespace);
     let selects = |service: &std::sync::Arc<client::Cached>| {

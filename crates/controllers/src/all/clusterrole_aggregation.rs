@@ -47,7 +47,8 @@ fn reconcile(key: &Key, world: &World, _: Timestamp) -> Plan {
     }
     let rules = Value::from(rules);
     let old = role.root().get("rules").cloned().unwrap_or_default();
-    if !conditions::same(&old, &rules) && !(old.is_null() && rules.as_list() == Some(&[])) {
+    let none_yet = old.is_null() && rules.as_list() == Some(&[]);
+    if !none_yet && !conditions::same(&old, &rules) {
         role.root_mut().insert("rules", rules);
         plan.push(Intent::Update { resource: &CLUSTER_ROLES, subresource: "", object: role });
     }

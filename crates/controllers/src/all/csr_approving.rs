@@ -1,9 +1,7 @@
 //! Approves the certificate requests by which agents join and renew, if their user may.
 
-use std::time::Duration;
-
 use client::Key;
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use machinery::{Object, Value, value};
 
 use crate::{
@@ -27,7 +25,7 @@ pub const CONTROLLER: Controller = Controller {
     work: Work::Act(act),
 };
 
-fn act(context: TaskContext, world: World, key: Key) -> BoxFuture<'static, Result<Option<Duration>, Error>> {
+fn act(context: TaskContext, world: World, key: Key) -> Acting {
     async move {
         let Some(request) = world.object(&CERTIFICATE_SIGNING_REQUESTS, &key) else { return Ok(None) };
         for (subresource, message) in recognized(&request) {

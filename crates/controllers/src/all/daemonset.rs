@@ -87,6 +87,8 @@ fn reconcile(key: &Key, world: &World, now: Timestamp) -> Plan {
 }
 
 type Pods = Vec<(Arc<Cached>, Pod)>;
+/// The old and the new pod of a node.
+type Pair<'a> = (Option<&'a (Arc<Cached>, Pod)>, Option<&'a (Arc<Cached>, Pod)>);
 
 /// Pods by the node that they are on or meant for, the most settled first.
 fn by_node(cached: Vec<Arc<Cached>>) -> BTreeMap<String, Pods> {
@@ -151,9 +153,9 @@ impl Set<'_> {
                 None => {}
                 Some(pods) if !may_stay => pods.iter().for_each(|(cached, pod)| self.delete(plan, cached, pod)),
                 Some(pods) => {
-                    if self.tidy(plan, pods) == 0 && should_run && self.allows_surge() {
-                        missing.push(node.name().to_owned());
-                    }
+                    let idle = self.tidy(plan, pods) == 0;
+                    let surges = idle && should_run && self.allows_surge();
+                    missing.extend(surges.then(|| node.name().to_owned()));
                 }
             }
         }
@@ -290,7 +292,7 @@ impl Set<'_> {
     }
 
     /// The old and the new pod of a node; `None` when there are more, which `manage` will mend.
-    fn pair<'b>(&self, pods: &'b Pods) -> Option<(Option<&'b (Arc<Cached>, Pod)>, Option<&'b (Arc<Cached>, Pod)>)> {
+    fn pair<'b>(&self, pods: &'b Pods) -> Option<Pair<'b>> {
         let active: Vec<_> = pods.iter().filter(|(_, pod)| !pod.is_deleting()).collect();
         let (new, old): (Vec<_>, Vec<_>) = active.into_iter().partition(|(_, pod)| self.is_updated(pod));
         (new.len() <= 1 && old.len() <= 1).then(|| (old.first().copied(), new.first().copied()))

@@ -71,6 +71,9 @@ fn labels(service: &Object) -> Map {
     labels
 }
 
+/// Subsets by what their addresses are: text, pod, and whether they are ready.
+type Packed = BTreeMap<Vec<(String, String, bool)>, (Addresses, Vec<Value>)>;
+
 /// An address by its text and pod, with whether it is ready.
 type Addresses = BTreeMap<(String, String), (bool, Value)>;
 
@@ -89,7 +92,7 @@ fn subsets(service: &Object, world: &World) -> (Vec<Value>, bool) {
             entry.1.insert(named.clone(), (ready, address.clone()));
         }
     }
-    let mut packed: BTreeMap<Vec<(String, String, bool)>, (Addresses, Vec<Value>)> = BTreeMap::new();
+    let mut packed = Packed::new();
     for (port, addresses) in by_port.into_values() {
         let identity = addresses.iter().map(|((ip, uid), (ready, _))| (ip.clone(), uid.clone(), *ready)).collect();
         packed.entry(identity).or_insert_with(|| (addresses, Vec::new())).1.extend(port);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use client::{Cached, Change, Client, DeleteOptions, Key, ListOptions};
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use machinery::Object;
 use stdx::{Timestamp, chain};
 
@@ -37,7 +37,7 @@ fn namespace_of_deleted(change: &Change, world: &World) -> Vec<Key> {
     if going { vec![key] } else { Vec::new() }
 }
 
-fn act(context: TaskContext, world: World, key: Key) -> BoxFuture<'static, Result<Option<Duration>, Error>> {
+fn act(context: TaskContext, world: World, key: Key) -> Acting {
     async move {
         let Some(cached) = world.get(&NAMESPACES, &key).filter(|cached| cached.is_deleting()) else {
             return Ok(None);

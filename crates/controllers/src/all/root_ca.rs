@@ -29,7 +29,7 @@ fn namespace_of(change: &Change, _: &World) -> Vec<Key> {
 fn reconcile(key: &Key, world: &World, _: Timestamp) -> Plan {
     let mut plan = Plan::none();
     let Some(bundle) = &world.config().root_ca else { return plan };
-    if !world.get(&NAMESPACES, key).is_some_and(|namespace| !namespace.is_deleting()) {
+    if world.get(&NAMESPACES, key).is_none_or(|namespace| namespace.is_deleting()) {
         return plan;
     }
     let data = value!({"ca.crt": bundle});

@@ -150,11 +150,9 @@ impl Rollout<'_> {
         } else if self.has_timed_out(current.as_ref()) {
             let stuck = progressing("False", "ProgressDeadlineExceeded", "has timed out progressing.");
             set(conditions, &stuck, self.now);
-        } else if current.is_none() {
-            if let Some(set_name) = self.sets.new.as_ref().map(|set| set.name().to_owned()) {
-                let text = format!("Found new replica set {set_name:?}");
-                set(conditions, &Condition::new("Progressing", "True", "FoundNewReplicaSet", text), self.now);
-            }
+        } else if let (None, Some(new)) = (current, &self.sets.new) {
+            let text = format!("Found new replica set {:?}", new.name());
+            set(conditions, &Condition::new("Progressing", "True", "FoundNewReplicaSet", text), self.now);
         }
     }
 
