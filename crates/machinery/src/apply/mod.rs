@@ -7,20 +7,24 @@
 //! update: compare(live, new) ▸ changed fields move to this manager ▸ managedFields
 //! ```
 
+mod compare;
 mod managed;
 mod path;
 mod set;
 mod shape;
 mod tree;
 
+use std::sync::LazyLock;
+
 use api::{Cause, GroupVersionKind, Reason, Status, TypeId, schema, status::Details};
 use stdx::Timestamp;
 
+pub use compare::{Comparison, compare};
 pub use managed::{ManagerId, Managers, Operation, Owned};
 pub use path::PathElement;
 pub use set::FieldSet;
 pub use shape::Node;
-pub use tree::{Comparison, compare, to_set};
+pub use tree::to_set;
 
 use crate::{Map, Object, Value};
 
@@ -92,22 +96,25 @@ fn default_ignored(subresource: &str, has_status: bool) -> FieldSet {
 }
 
 /// Fields that no manager owns.
-fn stripped() -> FieldSet {
-    FieldSet::of_fields(&[
-        &["apiVersion"],
-        &["kind"],
-        &["metadata"],
-        &["metadata", "name"],
-        &["metadata", "namespace"],
-        &["metadata", "creationTimestamp"],
-        &["metadata", "selfLink"],
-        &["metadata", "uid"],
-        &["metadata", "clusterName"],
-        &["metadata", "generation"],
-        &["metadata", "managedFields"],
-        &["metadata", "resourceVersion"],
-    ])
+fn stripped() -> &'static FieldSet {
+    static STRIPPED: LazyLock<FieldSet> = LazyLock::new(|| FieldSet::of_fields(STRIPPED_PATHS));
+    &STRIPPED
 }
+
+const STRIPPED_PATHS: &[&[&str]] = &[
+    &["apiVersion"],
+    &["kind"],
+    &["metadata"],
+    &["metadata", "name"],
+    &["metadata", "namespace"],
+    &["metadata", "creationTimestamp"],
+    &["metadata", "selfLink"],
+    &["metadata", "uid"],
+    &["metadata", "clusterName"],
+    &["metadata", "generation"],
+    &["metadata", "managedFields"],
+    &["metadata", "resourceVersion"],
+];
 
 /// The manager that stands for all changes before an object was first applied to.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
@@ -157,19 +164,19 @@ fn updated(
 ) -> Managers {
     let (old, new) = (before.clone().into_value(), new.clone().into_value());
     let changes = compare(&old, &new, cx.node).without(&cx.ignored);
-    let touched = changes.modified.union(&changes.added);
+    let mut taken = changes.modified;
+    taken.absorb(changes.added);
     let own = managers.0.get(&id).map(|owned| owned.set.clone());
     for owned in managers.0.values_mut() {
-        owned.set = owned.set.difference(&touched).difference(&changes.removed);
+        owned.set.subtract(&taken);
+        owned.set.subtract(&changes.removed);
     }
-    let taken = touched.difference(&stripped());
+    taken.subtract(stripped());
     if !taken.is_empty() {
-        let kept = own.map(|set| set.difference(&changes.removed)).unwrap_or_default();
-        let owned = Owned {
-            set: kept.union(&taken),
-            api_version: cx.api_version.into(),
-            time: Some(cx.now),
-        };
+        let mut set = own.unwrap_or_default();
+        set.subtract(&changes.removed);
+        set.absorb(taken);
+        let owned = Owned { set, api_version: cx.api_version.into(), time: Some(cx.now) };
         managers.0.insert(id, owned);
     }
     managers.0.retain(|_, owned| !owned.set.is_empty());
@@ -278,7 +285,7 @@ fn merge_and_own(
 ) -> Result<(Object, Managers), Vec<Conflict>> {
     let (live, config) = (base.clone().into_value(), config.clone().into_value());
     let merged = tree::merge(&live, &config, cx.node);
-    let set = to_set(&config, cx.node).recursive_difference(&cx.ignored).difference(&stripped());
+    let set = to_set(&config, cx.node).recursive_difference(&cx.ignored).difference(stripped());
     let mut managers = managers.clone();
     let last = managers.0.get(id).cloned();
     let time = last.as_ref().and_then(|owned| owned.time);
@@ -289,13 +296,15 @@ fn merge_and_own(
         None => merged,
     };
     let changes = compare(&live, &pruned, cx.node).without(&cx.ignored);
-    let touched = changes.modified.union(&changes.added);
+    let mut touched = changes.modified;
+    touched.absorb(changes.added);
     let mut conflicts = Vec::new();
     for (other, owned) in managers.0.iter_mut().filter(|(other, _)| *other != id) {
         let lost = owned.set.intersection(&touched);
         let paths = lost.paths().into_iter();
         conflicts.extend(paths.map(|path| Conflict { manager: other.clone(), path }));
-        owned.set = owned.set.difference(&lost).difference(&changes.removed);
+        owned.set.subtract(&lost);
+        owned.set.subtract(&changes.removed);
     }
     if !force && !conflicts.is_empty() {
         return Err(conflicts);

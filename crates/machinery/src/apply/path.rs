@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, fmt};
 
-use smol_str::SmolStr;
+use smol_str::{SmolStr, SmolStrBuilder, format_smolstr};
 
 use crate::{Map, Value, json};
 
@@ -40,12 +40,17 @@ impl PathElement {
     }
 
     /// The form of `FieldsV1`.
-    pub fn encode(&self) -> String {
+    pub fn encode(&self) -> SmolStr {
         match self {
-            Self::Field(name) => format!("f:{name}"),
-            Self::Key(map) => format!("k:{map:?}"),
-            Self::Value(value) => format!("v:{value:?}"),
-            Self::Index(at) => format!("i:{at}"),
+            Self::Field(name) => {
+                let mut text = SmolStrBuilder::new();
+                text.push_str("f:");
+                text.push_str(name);
+                text.finish()
+            }
+            Self::Key(map) => format_smolstr!("k:{map:?}"),
+            Self::Value(value) => format_smolstr!("v:{value:?}"),
+            Self::Index(at) => format_smolstr!("i:{at}"),
         }
     }
 

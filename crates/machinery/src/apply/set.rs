@@ -43,6 +43,20 @@ impl FieldSet {
         }
     }
 
+    /// Puts a set below an element, and the element itself in when it is a `member`.
+    pub(super) fn attach(&mut self, element: PathElement, below: FieldSet, member: bool) {
+        if below.is_empty() {
+            if member {
+                self.members.insert(element);
+            }
+            return;
+        }
+        if member {
+            self.members.insert(element.clone());
+        }
+        self.children.insert(element, below);
+    }
+
     pub fn has(&self, path: &[PathElement]) -> bool {
         match path {
             [] => false,
@@ -61,15 +75,26 @@ impl FieldSet {
 
     pub fn union(&self, other: &Self) -> Self {
         let mut out = self.clone();
-        out.members.extend(other.members.iter().cloned());
-        for (element, child) in &other.children {
-            let mine = out.children.entry(element.clone()).or_default();
-            *mine = mine.union(child);
-        }
+        out.absorb(other.clone());
         out
     }
 
+    /// Becomes the union with another set.
+    pub fn absorb(&mut self, mut other: Self) {
+        if self.is_empty() {
+            *self = other;
+            return;
+        }
+        self.members.append(&mut other.members);
+        for (element, child) in other.children {
+            self.children.entry(element).or_default().absorb(child);
+        }
+    }
+
     pub fn intersection(&self, other: &Self) -> Self {
+        if self.is_empty() || other.is_empty() {
+            return Self::new();
+        }
         let members = self.members.intersection(&other.members).cloned().collect();
         let children = self.children.iter().filter_map(|(element, child)| {
             let both = child.intersection(other.children.get(element)?);
@@ -79,15 +104,26 @@ impl FieldSet {
     }
 
     pub fn difference(&self, other: &Self) -> Self {
-        let members = self.members.difference(&other.members).cloned().collect();
-        let children = self.children.iter().filter_map(|(element, child)| {
-            let rest = match other.children.get(element) {
-                Some(gone) => child.difference(gone),
-                None => child.clone(),
-            };
-            (!rest.is_empty()).then(|| (element.clone(), rest))
-        });
-        Self { members, children: children.collect() }
+        let mut out = self.clone();
+        out.subtract(other);
+        out
+    }
+
+    /// Becomes the difference from another set.
+    pub fn subtract(&mut self, other: &Self) {
+        if self.is_empty() {
+            return;
+        }
+        for element in &other.members {
+            self.members.remove(element);
+        }
+        for (element, gone) in &other.children {
+            let Some(child) = self.children.get_mut(element) else { continue };
+            child.subtract(gone);
+            if child.is_empty() {
+                self.children.remove(element);
+            }
+        }
     }
 
     /// Like `difference`, but a path in `other` also takes away all that is below it.
@@ -167,18 +203,17 @@ impl FieldSet {
 
     /// The form of `fieldsV1`.
     pub fn encode(&self) -> Map {
-        let mut map = Map::new();
-        for element in &self.members {
-            map.insert(element.encode(), Map::new());
-        }
-        for (element, child) in &self.children {
+        let hollow = || Value::Map(Map::new());
+        let only = self.members.iter().filter(|element| !self.children.contains_key(element));
+        let leaves = only.map(|element| (element.encode(), hollow()));
+        let inner = self.children.iter().map(|(element, child)| {
             let mut inner = child.encode();
             if self.members.contains(element) {
-                inner.insert(".", Value::Map(Map::new()));
+                inner.insert(".", hollow());
             }
-            map.insert(element.encode(), inner);
-        }
-        map
+            (element.encode(), Value::Map(inner))
+        });
+        leaves.chain(inner).collect()
     }
 }
 

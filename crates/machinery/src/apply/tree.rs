@@ -1,7 +1,5 @@
-//! What ownership needs to know of trees: which paths a configuration sets, how two trees
-//! differ, what a merge makes of them, and a tree without some paths.
-
-use std::collections::BTreeMap;
+//! What ownership needs to know of trees: which paths a configuration sets, what a merge makes
+//! of two trees, and a tree without some paths.
 
 use super::{
     path::PathElement,
@@ -26,41 +24,36 @@ fn element(item: &Value, how: &Ownership, node: Node) -> Option<PathElement> {
 }
 
 /// The items of a list by element, in order. Of items with one element the first counts.
-fn index<'v>(items: &'v [Value], how: &Ownership, node: Node) -> Vec<(PathElement, &'v Value)> {
+pub(super) fn index<'v>(
+    items: &'v [Value],
+    how: &Ownership,
+    node: Node,
+) -> Vec<(PathElement, &'v Value)> {
     items.iter().filter_map(|item| Some((element(item, how, node)?, item))).collect()
 }
 
 /// The paths that a configuration sets.
 pub fn to_set(value: &Value, node: Node) -> FieldSet {
     let mut set = FieldSet::new();
-    collect(value, node, &mut Vec::new(), &mut set);
-    set
-}
-
-fn collect(value: &Value, node: Node, path: &mut Vec<PathElement>, set: &mut FieldSet) {
     match (node.ownership(value), value) {
         (Ownership::Fields, Value::Map(map)) => {
             for (name, value) in map.iter() {
                 let (inner, declared) = node.field(name);
-                path.push(PathElement::Field(name.clone()));
-                collect(value, inner, path, set);
                 let hollow = value.is_null() || value.as_map().is_some_and(Map::is_empty);
-                if hollow || !declared {
-                    set.insert(path);
-                }
-                path.pop();
+                let leaf = inner.ownership(value) == Ownership::Leaf;
+                let below = if leaf { FieldSet::new() } else { to_set(value, inner) };
+                let member = leaf || hollow || !declared;
+                set.attach(PathElement::Field(name.clone()), below, member);
             }
         }
         (how @ (Ownership::Set | Ownership::Keyed(_)), Value::List(items)) => {
             for (element, item) in index(items, &how, node.item()) {
-                path.push(element);
-                collect(item, node.item(), path, set);
-                set.insert(path);
-                path.pop();
+                set.attach(element, to_set(item, node.item()), true);
             }
         }
-        _ => set.insert(path),
+        _ => {}
     }
+    set
 }
 
 /// Checks a configuration: declared fields only, each item once, with its keys.
@@ -136,127 +129,6 @@ fn check(value: &Value, node: Node, path: &mut String, faults: &mut Vec<Fault>) 
 fn is_closed(node: Node) -> bool {
     use api::FieldType;
     matches!(node, Node::Struct { .. } | Node::Typed { ty: FieldType::Ref(_), .. })
-}
-
-/// How a new tree differs from an old one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Comparison {
-    pub added: FieldSet,
-    pub modified: FieldSet,
-    pub removed: FieldSet,
-}
-
-impl Comparison {
-    /// Without paths in `ignored` and below.
-    pub fn without(self, ignored: &FieldSet) -> Self {
-        if ignored.is_empty() {
-            return self;
-        }
-        Self {
-            added: self.added.recursive_difference(ignored),
-            modified: self.modified.recursive_difference(ignored),
-            removed: self.removed.recursive_difference(ignored),
-        }
-    }
-}
-
-pub fn compare(old: &Value, new: &Value, node: Node) -> Comparison {
-    let mut out = Comparison::default();
-    walk(Some(old), Some(new), node, &mut Vec::new(), &mut out);
-    out
-}
-
-fn walk(
-    old: Option<&Value>,
-    new: Option<&Value>,
-    node: Node,
-    path: &mut Vec<PathElement>,
-    out: &mut Comparison,
-) {
-    // Shared memory is equal without looking.
-    if let (Some(Value::Map(a)), Some(Value::Map(b))) = (old, new)
-        && a.same(b)
-    {
-        return;
-    }
-    let decisive = new.filter(|v| !v.is_null()).or(old).unwrap_or(&Value::Null);
-    let how = node.ownership(decisive);
-    let hollow = |v: Option<&Value>| match v {
-        None | Some(Value::Null) => true,
-        Some(Value::Map(map)) => map.is_empty(),
-        Some(Value::List(items)) => items.is_empty(),
-        Some(_) => false,
-    };
-    if how == Ownership::Leaf || (hollow(old) && hollow(new)) {
-        return leaf(old, new, path, out);
-    }
-    if how == Ownership::Fields {
-        walk_fields(old, new, node, path, out);
-    } else {
-        walk_items(old, new, &how, node, path, out);
-    }
-    match (old, new) {
-        (None, _) => out.added.insert(path),
-        (_, None) => out.removed.insert(path),
-        _ => {}
-    }
-}
-
-fn leaf(old: Option<&Value>, new: Option<&Value>, path: &[PathElement], out: &mut Comparison) {
-    match (old, new) {
-        (None, _) => out.added.insert(path),
-        (_, None) => out.removed.insert(path),
-        (Some(old), Some(new)) if old != new => out.modified.insert(path),
-        _ => {}
-    }
-}
-
-fn walk_fields(
-    old: Option<&Value>,
-    new: Option<&Value>,
-    node: Node,
-    path: &mut Vec<PathElement>,
-    out: &mut Comparison,
-) {
-    let empty = Map::new();
-    let old = old.and_then(Value::as_map).unwrap_or(&empty);
-    let new = new.and_then(Value::as_map).unwrap_or(&empty);
-    let gone = old.iter().filter(|(name, _)| !new.contains_key(name));
-    for (name, before) in gone {
-        path.push(PathElement::Field(name.clone()));
-        walk(Some(before), None, node.field(name).0, path, out);
-        path.pop();
-    }
-    for (name, after) in new.iter() {
-        path.push(PathElement::Field(name.clone()));
-        walk(old.get(name), Some(after), node.field(name).0, path, out);
-        path.pop();
-    }
-}
-
-fn walk_items(
-    old: Option<&Value>,
-    new: Option<&Value>,
-    how: &Ownership,
-    node: Node,
-    path: &mut Vec<PathElement>,
-    out: &mut Comparison,
-) {
-    let list = |v: Option<&Value>| -> BTreeMap<PathElement, Value> {
-        let items = v.and_then(Value::as_list).unwrap_or(&[]);
-        index(items, how, node.item()).into_iter().map(|(e, item)| (e, item.clone())).collect()
-    };
-    let (old, new) = (list(old), list(new));
-    for (element, before) in old.iter().filter(|(element, _)| !new.contains_key(element)) {
-        path.push(element.clone());
-        walk(Some(before), None, node.item(), path, out);
-        path.pop();
-    }
-    for (element, after) in &new {
-        path.push(element.clone());
-        walk(old.get(element), Some(after), node.item(), path, out);
-        path.pop();
-    }
 }
 
 /// A live tree with a configuration laid over it.
