@@ -102,7 +102,7 @@ fn service(ip: IpAddr, port: u16) -> Object {
             "labels": {"component": "apiserver", "provider": "kubernetes"},
         },
         "spec": {
-            "clusterIP": ip.to_string(), "type": "ClusterIP", "sessionAffinity": "None",
+            "clusterIP": ip.to_string(), "type": "ClusterIP", "sessionAffinity": "None", "ipFamilyPolicy": "SingleStack",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
         },
     }))

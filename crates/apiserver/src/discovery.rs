@@ -182,7 +182,9 @@ fn resource_json(info: &ResourceInfo) -> Vec<Json> {
     add_names(&mut main, info);
     if !info.prefix.is_empty() {
         let stored = &info.storage;
-        let text = format!("{}/{}/{}", stored.group, stored.version, stored.kind);
+        // Upstream hashes the version that this one kind was first stored in.
+        let version = if stored.kind == "CustomResourceDefinition" { "v1beta1" } else { &stored.version };
+        let text = format!("{}/{version}/{}", stored.group, stored.kind);
         main["storageVersionHash"] = STANDARD.encode(&Sha256::digest(text)[..8]).into();
     }
     let mut list = vec![main];

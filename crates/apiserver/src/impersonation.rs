@@ -61,9 +61,23 @@ impl Wanted {
         }
         match (wanted.user.is_empty(), asked) {
             (true, false) => Ok(None),
-            (true, true) => Err(Status::internal("requested groups, uid or extra without impersonating a user")),
+            (true, true) => Err(wanted.nameless()),
             (false, _) => Ok(Some(wanted)),
         }
+    }
+
+    /// The 400 of a request in nobody's name, which upstream fills with its own view of a user.
+    fn nameless(&self) -> Status {
+        let quoted: Vec<String> = self.groups.iter().map(|group| format!("{group:?}")).collect();
+        let groups = match quoted.is_empty() {
+            true => "[]string(nil)".to_owned(),
+            false => format!("[]string{{{}}}", quoted.join(", ")),
+        };
+        Status::bad_request(format!(
+            "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:{groups}, Extra:map[string][]string(nil)}} \
+             without impersonating a user name",
+            self.uid
+        ))
     }
 
     /// What the asker must be allowed: group, resource, subresource, namespace, name.

@@ -1,7 +1,7 @@
 //! Which form a client wants to read and which it wrote: JSON, YAML, protobuf; whole objects,
 //! Tables or metadata alone.
 
-use api::{Reason, Status};
+use api::{Reason, Status, status::Details};
 use http::{HeaderMap, header};
 pub use machinery::codec::Format;
 
@@ -117,7 +117,7 @@ pub fn response(headers: &HeaderMap, query_pretty: Option<&str>, streams: bool) 
     } else {
         clauses.iter().find_map(|clause| clause.accepted(streams))
     };
-    let mut accepted = found.ok_or_else(|| not_acceptable(if streams { &[JSON, PROTOBUF] } else { &[ALL] }))?;
+    let mut accepted = found.ok_or_else(|| not_acceptable(&clauses, streams))?;
     accepted.pretty |= match query_pretty {
         Some(value) => !matches!(value, "0" | "false"),
         None => is_for_eyes(headers),
@@ -131,10 +131,25 @@ pub fn for_error(headers: &HeaderMap) -> Accepted {
     Accepted { shape: Shape::Whole, ..accepted }
 }
 
-fn not_acceptable(types: &[&str]) -> Status {
-    let message = format!("only the following media types are accepted: {}", types.join(", "));
-    Status::new(406, Reason::NotAcceptable, message)
+const STREAMS: &str = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+
+/// A media type that is never made is refused in other words than one that does not fit here.
+fn not_acceptable(clauses: &[Clause<'_>], streams: bool) -> Status {
+    let known = clauses.iter().any(|clause| clause.format().is_some());
+    let (message, details) = match (known, streams) {
+        (true, true) => (format!("only the following media types are accepted: {STREAMS}"), None),
+        (true, false) => (format!("only the following media types are accepted: {ALL}"), None),
+        (false, true) => (format!("{UNKNOWN}: {ALL}, {STREAMS}"), Some(Details::default())),
+        (false, false) => (format!("{UNKNOWN}: {ALL}"), Some(Details::default())),
+    };
+    let status = Status::new(406, Reason::NotAcceptable, message);
+    match details {
+        Some(details) => status.with_details(details),
+        None => status,
+    }
 }
+
+const UNKNOWN: &str = "406: Not Acceptable\n\nAvailable representations";
 
 /// Browsers and command-line fetchers get indented JSON.
 fn is_for_eyes(headers: &HeaderMap) -> bool {
@@ -200,7 +215,7 @@ mod tests {
             response(&[(header::ACCEPT, "text/plain".parse().unwrap())].into_iter().collect(), None, false)
                 .unwrap_err()
                 .message,
-            "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"
+            "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf"
         );
     }
 }

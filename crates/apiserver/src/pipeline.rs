@@ -149,7 +149,10 @@ impl Run {
         // Whether the user may.
         let asked = authz::Query::of(&info, query.text("fieldSelector"));
         if let authz::Decision::NoOpinion(why) = server.authorizer.authorize(&user, &asked) {
-            return Err(authz::forbidden(&user, &asked, &why));
+            let form = negotiate::for_error(request.headers());
+            let mut refused = respond::failure(&authz::forbidden(&user, &asked, &why), &form);
+            refused.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            return Ok(refused);
         }
         // From here on it is the handler's: negotiation, decoding, admission, the registry.
         let upgrade = request.extensions_mut().remove::<OnUpgrade>();

@@ -13,9 +13,7 @@ use crate::{
 
 /// A response with a plain text.
 pub fn text(code: u16, text: impl Into<String>) -> Response<Body> {
-    let mut response = bytes(code, "text/plain; charset=utf-8", text.into());
-    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
-    response
+    bytes(code, "text/plain; charset=utf-8", text.into())
 }
 
 /// A response of these bytes.

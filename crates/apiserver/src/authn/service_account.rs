@@ -73,7 +73,10 @@ impl ServiceAccounts {
         if let Some(bound) = bound {
             own[bound.claim] = json!({"name": bound.name, "uid": bound.uid});
             if let Some((name, uid)) = &bound.node {
-                own["node"] = json!({"name": name, "uid": uid});
+                own["node"] = match uid.as_str() {
+                    "" => json!({"name": name}),
+                    uid => json!({"name": name, "uid": uid}),
+                };
             }
         }
         if extended {

@@ -19,7 +19,7 @@ pub mod watch;
 
 use std::io::Write;
 
-use api::{GroupVersionKind, GroupVersionResource, Status};
+use api::{GroupVersionKind, GroupVersionResource, Reason, Status, status::Details};
 use bytes::Bytes;
 use http::{Response, header};
 use machinery::{
@@ -72,11 +72,23 @@ pub fn gvr_of(info: &RequestInfo) -> GroupVersionResource {
 
 /// A path that nobody serves, as every HTTP server of Kubernetes says it.
 pub fn no_such_path() -> Response<Body> {
-    respond::text(404, "404 page not found\n")
+    let mut response = respond::text(404, "404 page not found\n");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// A resource that a served group and version lacks.
+pub fn no_such_resource() -> Response<Body> {
+    refused(404, Reason::NotFound, "the server could not find the requested resource")
 }
 
 pub fn no_such_method() -> Response<Body> {
-    respond::text(405, "405: Method Not Allowed")
+    refused(405, Reason::MethodNotAllowed, "the server does not allow this method on the requested resource")
+}
+
+fn refused(code: u16, reason: Reason, text: &str) -> Response<Body> {
+    let status = Status::new(code, reason, text).with_details(Details::default());
+    respond::failure(&status, &Accepted::default())
 }
 
 impl Call {

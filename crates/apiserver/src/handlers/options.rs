@@ -21,7 +21,7 @@ pub fn write(kind: &str, query: &Query) -> Result<WriteOptions, Status> {
     check_manager(query.text("fieldManager"), &mut causes);
     let text = query.text("fieldValidation");
     let field_validation = FieldValidation::parse(text).unwrap_or_else(|| {
-        causes.push(unsupported("fieldValidation", text, &["Ignore", "Strict", "Warn"]));
+        causes.push(unsupported("fieldValidation", text, &["", "Ignore", "Strict", "Warn"]));
         FieldValidation::Warn
     });
     invalid_when(kind, causes)?;
@@ -29,8 +29,9 @@ pub fn write(kind: &str, query: &Query) -> Result<WriteOptions, Status> {
 }
 
 fn check_dry_run(query: &Query, causes: &mut Vec<Cause>) {
-    for value in query.all("dryRun").filter(|value| *value != "All") {
-        causes.push(unsupported("dryRun", value, &["All"]));
+    let values: Vec<&str> = query.all("dryRun").collect();
+    if values.iter().any(|value| *value != "All") {
+        causes.push(unsupported_dry_run(&values));
     }
 }
 
@@ -48,6 +49,16 @@ fn check_manager(manager: &str, causes: &mut Vec<Cause>) {
             message: format!("Invalid value: {manager:?}: invalid character at index {at}: should only contain printable characters"),
             field: "fieldManager".into(),
         });
+    }
+}
+
+/// The list as a whole is what is wrong.
+fn unsupported_dry_run(values: &[&str]) -> Cause {
+    let shown: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
+    Cause {
+        reason: "FieldValueNotSupported".into(),
+        message: format!("Unsupported value: [{}]: supported values: \"All\"", shown.join(",")),
+        field: "dryRun".into(),
     }
 }
 
@@ -122,11 +133,10 @@ pub fn delete(query: &Query, body: Option<&Object>) -> Result<(DeleteOptions, bo
     };
     let mut policy = query.text("propagationPolicy").to_owned();
     if let Some(body) = body {
-        for value in body.list_at(&["dryRun"]).iter().filter_map(Value::as_str) {
-            match value {
-                "All" => dry_run = true,
-                other => causes.push(unsupported("dryRun", other, &["All"])),
-            }
+        let values: Vec<&str> = body.list_at(&["dryRun"]).iter().filter_map(Value::as_str).collect();
+        dry_run |= values.contains(&"All");
+        if values.iter().any(|value| *value != "All") {
+            causes.push(unsupported_dry_run(&values));
         }
         let text = |path: &[&str]| body.at(path).and_then(Value::as_str).map(str::to_owned);
         options = DeleteOptions {
@@ -141,7 +151,7 @@ pub fn delete(query: &Query, body: Option<&Object>) -> Result<(DeleteOptions, bo
     if !policy.is_empty() {
         options.propagation_policy = Propagation::parse(&policy);
         if options.propagation_policy.is_none() {
-            causes.push(unsupported("propagationPolicy", &policy, &["Foreground", "Background", "Orphan"]));
+            causes.push(unsupported("propagationPolicy", &policy, &["Foreground", "Background", "Orphan", "nil"]));
         }
         if options.orphan_dependents.is_some() {
             causes.push(Cause {
@@ -202,7 +212,7 @@ mod tests {
         let error = write("CreateOptions", &Query::parse("dryRun=some")).unwrap_err();
         assert_eq!(
             error.message,
-            r#"CreateOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: "some": supported values: "All""#
+            r#"CreateOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: ["some"]: supported values: "All""#
         );
         let (options, dry_run) =
             delete(&Query::parse("dryRun=All&propagationPolicy=Foreground&gracePeriodSeconds=0"), None).unwrap();

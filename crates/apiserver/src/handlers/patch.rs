@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{Cause, GroupVersionKind, Status};
+use api::{Cause, GroupVersionKind, Reason, Status, status::Details};
 use bytes::Bytes;
 use http::Response;
 use machinery::{
@@ -17,9 +17,6 @@ use registry::{Resource, UpdateOptions};
 use super::{options, resource};
 use crate::{body::Body, negotiate, pipeline::Call};
 
-const TYPES: &str = "application/json-patch+json, application/merge-patch+json, \
-                     application/strategic-merge-patch+json, application/apply-patch+yaml";
-
 /// A patch as it was sent.
 pub struct Patch {
     kind: PatchType,
@@ -32,7 +29,7 @@ impl Patch {
     /// Reads the body and checks the options.
     pub async fn read(call: &mut Call, gvk: &GroupVersionKind) -> Result<Self, Status> {
         let kind = PatchType::of_media_type(&negotiate::content_type(&call.headers));
-        let kind = kind.ok_or_else(|| negotiate::unsupported(TYPES))?;
+        let kind = kind.ok_or_else(unsupported)?;
         let write = options::write("PatchOptions", &call.query)?;
         check_apply_options(call, kind)?;
         let body = call.read_body().await?;
@@ -54,11 +51,8 @@ impl Patch {
 
     /// The configuration of a server-side apply: what was sent and nothing else.
     fn configuration(&self, call: &Call) -> Result<Object, Status> {
-        // Read as any body first, for what is wrong with it.
-        let (checked, warnings) = fields::decode_body(&self.body, codec::Format::Yaml, &self.gvk, self.validation)?;
-        for warning in warnings {
-            call.context.warn(warning);
-        }
+        // Read as any body first, for what is wrong with it; unknown fields fail below.
+        let (checked, _) = fields::decode_body(&self.body, codec::Format::Yaml, &self.gvk, FieldValidation::Ignore)?;
         let (value, _) = codec::parse(&self.body, codec::Format::Yaml)
             .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
         let mut config = Object::from_value(value).ok_or_else(|| Status::bad_request("apply needs an object"))?;
@@ -76,6 +70,11 @@ impl Patch {
         let context = context.ok_or_else(|| Status::internal(format!("{} has no schema", self.gvk)))?;
         apply::apply(current, config, &call.context.field_manager, call.query.flag("force"), &context)
     }
+}
+
+fn unsupported() -> Status {
+    let status = Status::new(415, Reason::UnsupportedMediaType, "415: Unsupported Media Type");
+    status.with_details(Details::default())
 }
 
 fn check_apply_options(call: &Call, kind: PatchType) -> Result<(), Status> {

@@ -1,7 +1,7 @@
 //! Paths that are no resources: discovery, OpenAPI, version, health, metrics, token keys.
 
 use api::Status;
-use http::{Method, Response, header};
+use http::{Response, header};
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
@@ -10,9 +10,6 @@ use crate::{body::Body, discovery::Discovery, negotiate, pipeline::Call, respond
 
 /// Serves a path, or says that there is none.
 pub async fn serve(call: &mut Call) -> Result<Response<Body>, Status> {
-    if !matches!(call.method, Method::GET | Method::HEAD) {
-        return Ok(super::no_such_method());
-    }
     let path = call.info.path.trim_end_matches('/').to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     match parts.as_slice() {

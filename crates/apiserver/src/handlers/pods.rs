@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{Cause, GroupVersionKind, GroupVersionResource, Status, status::Details};
+use api::{Cause, GroupVersionKind, GroupVersionResource, Reason, Status, status::Details};
 use http::Response;
 use machinery::{Map, Object, Value, value};
 use registry::{GetOptions, ListOptions, Resource, UpdateOptions};
@@ -37,7 +37,10 @@ async fn bind_pod(
     binding: Object,
     accepted: &Accepted,
 ) -> Result<Response<Body>, Status> {
-    check_target(&binding, name)?;
+    if binding.name() != name {
+        return Err(Status::bad_request("name in URL does not match name in Binding object"));
+    }
+    check_target(&binding)?;
     let time = call.context.time.rfc3339();
     let assign = move |pod: Option<&Object>| assign(pod, &binding, &time);
     let namespace = &call.info.namespace;
@@ -55,7 +58,8 @@ fn created(accepted: &Accepted) -> Response<Body> {
     respond::object(201, &status, accepted)
 }
 
-fn check_target(binding: &Object, name: &str) -> Result<(), Status> {
+/// Upstream hands these on as a plain error, not as one about fields.
+fn check_target(binding: &Object) -> Result<(), Status> {
     let mut causes = Vec::new();
     let kind = binding.str_at(&["target", "kind"]);
     if !kind.is_empty() && kind != "Node" {
@@ -68,7 +72,12 @@ fn check_target(binding: &Object, name: &str) -> Result<(), Status> {
             field: "target.name".into(),
         });
     }
-    if causes.is_empty() { Ok(()) } else { Err(Status::invalid("", "Binding", name, causes)) }
+    let texts: Vec<String> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+    match texts.as_slice() {
+        [] => Ok(()),
+        [one] => Err(Status::new(500, Reason::Unknown, one.clone())),
+        many => Err(Status::new(500, Reason::Unknown, format!("[{}]", many.join(", ")))),
+    }
 }
 
 /// The pod on its node. Fails when it is on one already, is going, or is another pod.
@@ -120,10 +129,7 @@ pub async fn evict(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
     let eviction = call.read_object(&GroupVersionKind::new("policy", "v1", "Eviction"), write.field_validation).await?;
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     if !eviction.name().is_empty() && eviction.name() != name {
-        return Err(Status::bad_request(format!(
-            "name in URL does not match name in Eviction object: {name} != {}",
-            eviction.name()
-        )));
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let body = eviction.at(&["deleteOptions"]).cloned().and_then(Object::from_value);
     let (mut delete, dry_run) = options::delete(&call.query, body.as_ref())?;
@@ -258,7 +264,7 @@ mod tests {
             assign(Some(&bound), &binding, "").unwrap_err().message,
             "Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"n\""
         );
-        assert!(check_target(&object(value!({"target": {"kind": "Pod"}})), "p").is_err());
+        assert!(check_target(&object(value!({"target": {"kind": "Pod"}}))).is_err());
     }
 
     #[test]

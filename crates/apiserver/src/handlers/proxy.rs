@@ -77,9 +77,6 @@ fn check_log_options(call: &Call) -> Result<(), Status> {
 /// `pods/exec`, `pods/attach` and `pods/portforward`: the client's upgraded connection is joined
 /// with the kubelet's, byte by byte. Both speak the same WebSocket (or SPDY) protocol.
 pub async fn stream(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
-    if call.upgrade.is_none() || !wants_upgrade(&call.headers) {
-        return Err(Status::bad_request("Upgrade request required"));
-    }
     may_create(call)?;
     let pod = read(call, resource).await?;
     let node = pod.str_at(&["spec", "nodeName"]).to_owned();
@@ -97,6 +94,9 @@ pub async fn stream(call: &mut Call, resource: &Arc<Resource>) -> Result<Respons
             with_query(&kubelet_path(verb, &pod, &container), &stream_query(call))
         }
     };
+    if call.upgrade.is_none() || !wants_upgrade(&call.headers) {
+        return Err(Status::bad_request("Upgrade request required"));
+    }
     let stream = dial(call, &node).await?;
     join(call, stream, &uri, &node).await
 }
@@ -145,7 +145,11 @@ pub async fn proxy(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
             return Err(Status::new(501, Reason::Unknown, text));
         }
         kind => {
-            let object = resource.get(&call.info.namespace, &name, &GetOptions::default()).await?.object()?;
+            let found = resource.get(&call.info.namespace, &name, &GetOptions::default()).await;
+            let object = match found {
+                Err(status) if status.is_not_found() && kind == "services" => return Err(no_endpoints(&name)),
+                found => found?.object()?,
+            };
             let (ip, port) = match kind {
                 "pods" => pod_address(&object, &port)?,
                 _ => service_address(call, &object, &port).await?,
@@ -202,10 +206,7 @@ async fn service_address(call: &Call, service: &Object, port: &str) -> Result<(I
         "" => ports.len() == 1,
         _ => text(p, "name") == port || p.get("port").and_then(Value::as_i64) == port.parse().ok(),
     });
-    let none = || {
-        let text = format!("no endpoints available for service {:?}", service.name());
-        Status::new(503, Reason::ServiceUnavailable, text)
-    };
+    let none = || no_endpoints(service.name());
     let name = text(chosen.ok_or_else(none)?, "name");
     let slices = call
         .server
@@ -229,6 +230,11 @@ async fn service_address(call: &Call, service: &Object, port: &str) -> Result<(I
     }
     let at = call.server.env.random_u64() as usize % found.len();
     Ok(found[at])
+}
+
+fn no_endpoints(service: &str) -> Status {
+    let text = format!("no endpoints available for service {service:?}");
+    Status::new(503, Reason::ServiceUnavailable, text)
 }
 
 fn ip_of(text: &str) -> Result<IpAddr, Status> {
@@ -286,7 +292,9 @@ fn with_query(path: &str, query: &str) -> String {
 }
 
 async fn dial(call: &Call, node: &str) -> Result<Box<dyn NodeStream>, Status> {
-    let node = call.server.data.get("", "v1", "nodes", "", node).await?;
+    let found = call.server.data.get("", "v1", "nodes", "", node).await;
+    // Upstream says it of the pod, whose node it is.
+    let node = found.map_err(|s| if s.is_not_found() { Status::not_found("", "pods", node) } else { s })?;
     let address = NodeAddress::of(&node).map_err(unavailable)?;
     call.server.config.dialler.connect(&address).await.map_err(unavailable)
 }

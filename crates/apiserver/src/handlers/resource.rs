@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use api::{GroupVersionKind, Status};
+use api::Status;
 use bytes::Bytes;
 use http::Response;
-use machinery::{Map, Object, Value, codec, fields};
+use machinery::{Map, Object, Value, codec};
 use registry::{
     CreateOptions, Deleted, ListResult, Resource, UpdateOptions,
     table::{self, IncludeObject, TableContext},
@@ -109,13 +109,15 @@ async fn read_delete_options(call: &mut Call) -> Result<Option<Object>, Status> 
         return Ok(None);
     }
     let format = negotiate::request(&call.headers)?;
-    let kind = GroupVersionKind::new("", "v1", "DeleteOptions");
-    // Clients name the kind in the group of the resource as well.
     let parsed = codec::parse(&body, format).map_err(|error| Status::bad_request(error.to_string()))?.0;
     let object = Object::from_value(parsed).ok_or_else(|| Status::bad_request("DeleteOptions must be an object"))?;
+    // Clients name the kind in the group of the resource as well.
     match object.kind() {
         "" | "DeleteOptions" => Ok(Some(object)),
-        other => Err(fields::not_handled(&kind, &format!("decoded object cannot be converted to DeleteOptions: {other}"))),
+        other => Err(Status::bad_request(format!(
+            "no kind {other:?} is registered for version {:?} in scheme \"pkg/runtime/scheme.go:111\"",
+            object.api_version()
+        ))),
     }
 }
 
@@ -140,6 +142,10 @@ pub fn check_name(call: &Call, object: &Object) -> Result<(), Status> {
     let (name, url) = (object.name(), call.info.name.as_str());
     if name == url {
         return Ok(());
+    }
+    if name.is_empty() {
+        let text = format!("the name of the object ({url} based on URL) was undeterminable: name must be provided");
+        return Err(Status::bad_request(text));
     }
     Err(Status::bad_request(format!(
         "the name of the object ({name}) does not match the name on the URL ({url})"
@@ -247,7 +253,10 @@ impl<'a> Shaper<'a> {
     pub fn new(call: &Call, resource: &'a Resource, accepted: &Accepted) -> Result<Self, Status> {
         let text = call.query.text("includeObject");
         let include = IncludeObject::parse(text).ok_or_else(|| {
-            Status::bad_request(format!("unrecognized includeObject value: {text:?}"))
+            Status::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {text:?}: \
+                 must be 'Metadata', 'Object', 'None', or empty"
+            ))
         })?;
         Ok(Self::at(resource, accepted, call.server.env.now(), include))
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::{Cause, Status};
-use machinery::{Map, Object, Value, value};
+use machinery::{Map, Object, Value};
 use smol_str::SmolStr;
 
 use crate::{
@@ -15,16 +15,12 @@ use crate::{
 /// `SubjectAccessReview`: may somebody else do that?
 pub fn access(call: &Call, review: &mut Object) -> Result<(), Status> {
     let user = subject(review);
-    if user.name.is_empty() && user.groups.is_empty() {
-        let cause = required("spec.user", "at least one of user or group must be specified");
-        return Err(invalid("SubjectAccessReview", vec![cause]));
-    }
-    answer(call, review, &user, "SubjectAccessReview")
+    answer(call, review, &user, true)
 }
 
 /// `SelfSubjectAccessReview`: may I do that?
 pub fn self_access(call: &Call, review: &mut Object) -> Result<(), Status> {
-    answer(call, review, &call.user.clone(), "SelfSubjectAccessReview")
+    answer(call, review, &call.user.clone(), false)
 }
 
 /// `LocalSubjectAccessReview`: may somebody else do that in this namespace?
@@ -34,27 +30,32 @@ pub fn local_access(call: &Call, review: &mut Object) -> Result<(), Status> {
         let message = format!("Invalid value: {asked:?}: must match metadata.namespace");
         let field = "spec.resourceAttributes.namespace".into();
         let cause = Cause { reason: "FieldValueInvalid".into(), message, field };
-        return Err(invalid("LocalSubjectAccessReview", vec![cause]));
+        return Err(invalid(vec![cause]));
     }
     let user = subject(review);
-    answer(call, review, &user, "LocalSubjectAccessReview")
+    answer(call, review, &user, true)
 }
 
-fn answer(call: &Call, review: &mut Object, user: &UserInfo, kind: &str) -> Result<(), Status> {
+fn answer(call: &Call, review: &mut Object, user: &UserInfo, names_user: bool) -> Result<(), Status> {
     let (resource, path) =
         (review.at(&["spec", "resourceAttributes"]).cloned(), review.at(&["spec", "nonResourceAttributes"]).cloned());
-    if resource.is_some() == path.is_some() {
-        let text = match resource.is_some() {
-            true => "cannot be specified in combination with resourceAttributes",
-            false => "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        };
-        let (field, cause) = ("spec.nonResourceAttributes", text);
-        let reason = if resource.is_some() { "Invalid value: null" } else { "Invalid value: null" };
-        return Err(invalid(kind, vec![Cause {
-            reason: "FieldValueInvalid".into(),
-            message: format!("{reason}: {cause}"),
-            field: field.into(),
-        }]));
+    let mut causes = Vec::new();
+    match (&resource, &path) {
+        (None, None) => causes.push(wrong(
+            "spec",
+            "null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        )),
+        (Some(_), Some(_)) => causes.push(wrong(
+            "spec.nonResourceAttributes",
+            "null: cannot be specified in combination with resourceAttributes",
+        )),
+        _ => {}
+    }
+    if names_user && user.name.is_empty() && user.groups.is_empty() {
+        causes.push(wrong("spec.user", "\"\": at least one of user or group must be specified"));
+    }
+    if !causes.is_empty() {
+        return Err(invalid(causes));
     }
     let attributes = resource.as_ref().or(path.as_ref()).cloned().unwrap_or_default();
     let query = query_of(&attributes, resource.is_some());
@@ -144,6 +145,7 @@ pub fn self_rules(call: &Call, review: &mut Object) -> Result<(), Status> {
     status.insert("nonResourceRules", path);
     status.insert("incomplete", false);
     review.root_mut().insert("status", status);
+    review.root_mut().insert("spec", Map::new());
     Ok(())
 }
 
@@ -170,11 +172,11 @@ pub fn user_value(user: &UserInfo) -> Value {
     Value::Map(map.into_iter().collect())
 }
 
-fn required(field: &str, detail: &str) -> Cause {
-    Cause { reason: "FieldValueRequired".into(), message: format!("Required value: {detail}"), field: field.into() }
+fn wrong(field: &str, what: &str) -> Cause {
+    Cause { reason: "FieldValueInvalid".into(), message: format!("Invalid value: {what}"), field: field.into() }
 }
 
-fn invalid(kind: &str, causes: Vec<Cause>) -> Status {
-    let _ = value!(null);
-    Status::invalid("authorization.k8s.io", kind, "", causes)
+/// Upstream leaves the kind of these out.
+fn invalid(causes: Vec<Cause>) -> Status {
+    Status::invalid("authorization.k8s.io", "", "", causes)
 }

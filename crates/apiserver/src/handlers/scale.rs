@@ -7,12 +7,12 @@ use http::Response;
 use machinery::{Map, Object, Value};
 use registry::{GetOptions, Resource, UpdateOptions, strategy::Scale};
 
-use super::{no_such_method, no_such_path, options, patch, resource::check_name};
+use super::{no_such_method, no_such_resource, options, patch, resource::check_name};
 use crate::{body::Body, negotiate::Accepted, pipeline::Call, respond, wire};
 
 pub async fn serve(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
-    let Some(paths) = resource.strategy().scale() else { return Ok(no_such_path()) };
+    let Some(paths) = resource.strategy().scale() else { return Ok(no_such_resource()) };
     let info = call.info.clone();
     match info.verb.as_str() {
         "get" => {

@@ -6,7 +6,7 @@ use api::Status;
 use http::{Method, Response};
 use registry::Resource;
 
-use super::{gvr_of, no_such_method, no_such_path, patch, pods, proxy, resource, scale, tokens, virtual_kinds, watch};
+use super::{gvr_of, no_such_method, no_such_path, no_such_resource, patch, pods, proxy, resource, scale, tokens, virtual_kinds, watch};
 use crate::{body::Body, pipeline::Call};
 
 /// Group, resource, what its users are told.
@@ -18,20 +18,26 @@ pub async fn route(call: &mut Call) -> Result<Response<Body>, Status> {
     let Some(resource) = call.server.data.registry().resource(&gvr_of(&call.info)) else {
         return match virtual_kinds::find(&call.info) {
             Some(kind) => kind.serve(call).await,
+            None if group_is_served(call) => Ok(no_such_resource()),
             None => Ok(no_such_path()),
         };
     };
     if !place_exists(call, &resource) {
-        return Ok(no_such_path());
+        return Ok(no_such_resource());
     }
     if let Some((.., text)) = DEPRECATED.iter().find(|(g, r, _)| *g == call.info.group && *r == call.info.resource) {
         call.context.warn(*text);
     }
     match call.info.subresource.as_str() {
         "" => objects(call, &resource).await,
-        name if !resource.info().has_subresource(name) => Ok(no_such_path()),
+        name if !resource.info().has_subresource(name) => Ok(no_such_resource()),
         _ => below(call, &resource).await,
     }
+}
+
+fn group_is_served(call: &Call) -> bool {
+    let resources = call.server.data.registry().resources();
+    resources.keys().any(|gvr| gvr.group == call.info.group && gvr.version == call.info.version)
 }
 
 /// Whether the URL names a namespace where the resource needs one and none where it has none.
@@ -53,6 +59,7 @@ async fn objects(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<B
         "get" => resource::get(call, resource).await,
         "list" => resource::list(call, resource).await,
         "watch" => watch::watch(call, resource).await,
+        "update" | "patch" if call.info.name.is_empty() => Ok(no_such_method()),
         // A name in the URL of a create belongs to subresources alone.
         "create" if call.method == Method::POST && has_name(call) => Ok(no_such_method()),
         "create" => resource::create(call, resource).await,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::{Cause, GroupVersionKind, Status};
 use http::Response;
-use machinery::{Map, Object, Value};
+use machinery::{Map, Object, Value, apply};
 use registry::{GetOptions, Resource};
 
 use super::{options, reviews::user_value};
@@ -28,22 +28,27 @@ pub async fn request(call: &mut Call, resource: &Arc<Resource>) -> Result<Respon
     let seconds = request.i64_at(&["spec", "expirationSeconds"]).unwrap_or(3600);
     check(&request, seconds)?;
     let audiences: Vec<String> = texts(request.at(&["spec", "audiences"]));
+    request = own(call, &kind, "token", request);
     let bound = bound(call, &request, &account).await?;
     let issued = call.server.service_accounts.issue(&call.server.env, &account, &audiences, seconds, bound.as_ref());
-    let metadata: Map = [
-        ("name", name.as_str()),
-        ("namespace", namespace.as_str()),
-        ("creationTimestamp", &call.context.time.rfc3339()),
-    ]
-    .into_iter()
-    .collect();
-    request.root_mut().insert("metadata", metadata);
+    request.set_name(&name);
+    request.set_namespace(&namespace);
+    request.metadata_mut().insert("creationTimestamp", call.context.time.rfc3339());
     request.set_at(&["spec", "audiences"], issued.audiences);
     request.set_at(&["spec", "expirationSeconds"], seconds);
     request.set_at(&["status", "token"], issued.token);
     request.set_at(&["status", "expirationTimestamp"], issued.expires.rfc3339());
     let body = wire::encode(&request, accepted.format, accepted.pretty)?;
     Ok(respond::bytes(201, accepted.format.media_type(), body))
+}
+
+/// The object with its `managedFields`, which upstream shows even of what is never stored.
+pub fn own(call: &Call, kind: &GroupVersionKind, subresource: &str, object: Object) -> Object {
+    let version = kind.api_version();
+    match apply::Context::built_in(kind, &version, subresource, call.context.time) {
+        Some(context) => apply::track_update(None, &object, &call.context.field_manager, &context),
+        None => object,
+    }
 }
 
 fn check(request: &Object, seconds: i64) -> Result<(), Status> {
@@ -72,7 +77,9 @@ async fn bound(call: &Call, request: &Object, account: &Object) -> Result<Option
         "Secret" => ("secret", "secrets", namespace),
         "Node" => ("node", "nodes", ""),
         other => {
-            let text = format!("cannot bind token for serviceaccount {:?} to a different kind: {other:?}", account.name());
+            let version = field("apiVersion");
+            let (group, version) = version.split_once('/').unwrap_or(("", version));
+            let text = format!("cannot bind token to object of type {group}/{version}, Kind={other}");
             return Err(Status::bad_request(text));
         }
     };

@@ -83,6 +83,10 @@ impl Virtual {
         let write = options::write("CreateOptions", &call.query)?;
         let kind = kind_of(&call.info).ok_or_else(|| Status::not_found("", &call.info.resource, ""))?;
         let mut object = call.read_object(&kind, write.field_validation).await?;
+        let shows_owner = !matches!(self, Self::SelfRulesReview | Self::SelfSubjectReview);
+        if shows_owner {
+            object = tokens::own(call, &kind, "", object);
+        }
         match self {
             Self::AccessReview => reviews::access(call, &mut object)?,
             Self::SelfAccessReview => reviews::self_access(call, &mut object)?,
@@ -121,7 +125,7 @@ fn component_statuses(call: &Call) -> Result<Response<Body>, Status> {
             ("items", vec![status("etcd-0")].into()),
         ]),
         ("get", "etcd-0") => Object::from_value(status("etcd-0")).unwrap_or_default(),
-        ("get", name) => return Err(Status::not_found("", "componentstatuses", name)),
+        ("get", name) => return Err(Status::not_found("", "componentstatus", name)),
         _ => return Ok(no_such_method()),
     };
     let body = wire::encode(&object, accepted.format, accepted.pretty)?;

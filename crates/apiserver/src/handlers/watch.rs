@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::Status;
+use api::{Reason, Status};
 use bytes::Bytes;
 use futures::stream;
 use http::Response;
@@ -31,6 +31,10 @@ pub async fn watch(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
         Err(status) if status.is_expired() => {
             let frame = encoder.failure(&status)?;
             return Ok(streaming(&accepted, body::full(frame)));
+        }
+        // Upstream finds a malformed version too late to blame the client.
+        Err(status) if status.code == 400 && status.message.contains("strconv.ParseUint") => {
+            return Err(Status { code: 500, reason: Reason::Unknown, ..status });
         }
         Err(status) => return Err(status),
     };

@@ -32,11 +32,12 @@ pub(crate) async fn create(
     let name = object.name().to_owned();
     let target = Target { resource, cx, namespace, name: &name, subresource: "" };
     let values = options_value("CreateOptions", cx);
-    let mut object = target.mutate(admission, Operation::Create, object, None, values).await?;
-    ensure_namespace(resource, namespace, &mut object)?;
+    // What admission adds is nobody's field.
     if !options.keep_managed_fields {
         meta::track(&target, None, &mut object);
     }
+    let mut object = target.mutate(admission, Operation::Create, object, None, values).await?;
+    ensure_namespace(resource, namespace, &mut object)?;
     let generate = object.name().is_empty() && !object.generate_name().is_empty();
     let mut attempt = 0;
     loop {

@@ -91,13 +91,15 @@ fn delete_options_value(options: &DeleteOptions, cx: &RequestContext) -> Value {
 
 fn check_preconditions(target: &Target<'_>, object: &Object, options: &DeleteOptions) -> Result<(), Status> {
     let info = target.resource.info();
+    // Upstream names the kind here, not the resource.
+    let conflict = |why: &str| Status::conflict(info.group(), info.kind(), target.name, why);
     if let Some(uid) = options.precondition_uid.as_deref().filter(|uid| *uid != object.uid()) {
         let why = format!(
             "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been \
              deleted and then recreated",
             object.uid()
         );
-        return Err(info.conflict(target.name, &why));
+        return Err(conflict(&why));
     }
     let version = options.precondition_resource_version.as_deref();
     if let Some(version) = version.filter(|version| *version != object.resource_version()) {
@@ -106,7 +108,7 @@ fn check_preconditions(target: &Target<'_>, object: &Object, options: &DeleteOpt
              The object might have been modified",
             object.resource_version()
         );
-        return Err(info.conflict(target.name, &why));
+        return Err(conflict(&why));
     }
     Ok(())
 }

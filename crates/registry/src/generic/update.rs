@@ -65,11 +65,11 @@ async fn create_instead(
     super::default_stored(resource, &mut object);
     ensure_namespace(resource, target.namespace, &mut object)?;
     let values = options_value("UpdateOptions", target.cx);
-    let mut object = target.mutate(admission, Operation::Create, object, None, values).await?;
     if !options.apply {
         object.set_resource_version("");
         meta::track(target, None, &mut object);
     }
+    let object = target.mutate(admission, Operation::Create, object, None, values).await?;
     create::create_named(resource, target.cx, target.namespace, object, admission).await
 }
 
@@ -88,10 +88,10 @@ async fn attempt(
     super::default_stored(resource, &mut new);
     check_uid(target, &new, &old)?;
     let values = options_value("UpdateOptions", target.cx);
-    let mut new = target.mutate(admission, Operation::Update, new, Some(&old), values.clone()).await?;
     if !options.apply {
         meta::track(target, Some(&old), &mut new);
     }
+    let mut new = target.mutate(admission, Operation::Update, new, Some(&old), values.clone()).await?;
     check_version(target, &mut new, &old)?;
     prepare(target, &mut new, &old)?;
     validate(target, &new, &old)?;
@@ -165,7 +165,8 @@ fn prepare(target: &Target<'_>, new: &mut Object, old: &Object) -> Result<(), St
         _ => {}
     }
     strategy.prepare_update(target.cx, target.subresource, new, old);
-    if strategy.has_generation() && target.subresource != "status" && strategy.generation_changes(new, old) {
+    let counts = !matches!(target.subresource, "status" | "binding");
+    if strategy.has_generation() && counts && strategy.generation_changes(new, old) {
         new.set_generation(old.generation() + 1);
     }
     Ok(())
