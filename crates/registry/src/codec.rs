@@ -33,9 +33,10 @@ pub(crate) fn json(object: &Object) -> Bytes {
             if out.last() != Some(&b',') {
                 out.push(b',');
             }
-            out.extend_from_slice(&machinery::json::to_vec(&key.as_str()));
+            // Writing into memory cannot fail, and a tree has no value that JSON lacks.
+            let _ = serde_json::to_writer(&mut out, key.as_str());
             out.push(b':');
-            out.extend_from_slice(&machinery::json::to_vec(value));
+            let _ = serde_json::to_writer(&mut out, value);
             out.push(b',');
         }
     }

@@ -96,7 +96,7 @@ fn field_ref(storage: &Storage, field: &str) -> Result<FieldRef, Status> {
 /// Reads a `metav1.LabelSelector`. An empty one selects everything, a missing one nothing, and
 /// so does one that is invalid.
 pub fn label_selector(selector: Option<&Value>) -> LabelSelector {
-    let Some(selector) = selector else { return LabelSelector::nothing() };
+    let Some(selector) = selector.filter(|selector| !selector.is_null()) else { return LabelSelector::nothing() };
     let equal = selector.get("matchLabels").and_then(Value::as_map);
     let equal = equal.into_iter().flat_map(|map| map.iter()).map(|(key, value)| {
         let value = value.as_str().unwrap_or_default();

@@ -33,8 +33,19 @@ impl Storage {
     /// Indexes one stored version. `None` when it cannot be read, which is logged: one broken
     /// object must not hide the others.
     pub fn entry(&self, key: Bytes, revision: Revision, stored: Bytes) -> Option<Arc<Entry>> {
+        self.read_entry(key, revision, stored).map(|(entry, _)| entry)
+    }
+
+    /// As [`Storage::entry`], with the JSON form made while the tree is at hand.
+    pub fn entry_with_json(&self, key: Bytes, revision: Revision, stored: Bytes) -> Option<Arc<Entry>> {
+        let (entry, object) = self.read_entry(key, revision, stored)?;
+        entry.keep_json(codec::json(&object));
+        Some(entry)
+    }
+
+    fn read_entry(&self, key: Bytes, revision: Revision, stored: Bytes) -> Option<(Arc<Entry>, Object)> {
         match self.decode(&stored, revision) {
-            Ok(object) => Some(self.entry_of(key, revision, stored, &object)),
+            Ok(object) => Some((self.entry_of(key, revision, stored, &object), object)),
             Err(error) => {
                 tracing::error!(key = %String::from_utf8_lossy(&key), %error, "a stored object cannot be read");
                 None

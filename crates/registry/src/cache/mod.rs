@@ -249,7 +249,9 @@ impl Cache {
 
     /// Takes in one batch and wakes the watchers that it concerns.
     fn publish(&self, batch: WatchBatch) {
-        let entries: Vec<_> = batch.events.into_iter().map(|event| self.read_event(event)).collect();
+        // Where somebody watches, the JSON form will be asked for.
+        let watched = !self.read().waiters.is_empty();
+        let entries: Vec<_> = batch.events.into_iter().map(|event| self.read_event(event, watched)).collect();
         let mut state = self.write();
         let before = state.log_end();
         for (key, revision, entry) in entries {
@@ -279,9 +281,12 @@ impl Cache {
         self.reached.send_replace(Reached { ready: true, revision });
     }
 
-    fn read_event(&self, event: store::Event) -> (Bytes, Revision, Option<Arc<Entry>>) {
+    fn read_event(&self, event: store::Event, watched: bool) -> (Bytes, Revision, Option<Arc<Entry>>) {
         let entry = match (event.kind, event.current) {
-            (EventKind::Put, Some(current)) => self.storage.entry(current.key, current.mod_revision, current.value),
+            (EventKind::Put, Some(now)) if watched => {
+                self.storage.entry_with_json(now.key, now.mod_revision, now.value)
+            }
+            (EventKind::Put, Some(now)) => self.storage.entry(now.key, now.mod_revision, now.value),
             _ => None,
         };
         (event.key, event.revision, entry)

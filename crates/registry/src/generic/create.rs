@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::{Reason, Status};
+use bytes::Bytes;
 use machinery::Object;
 use store::{Op, Txn, TxnResult};
 
@@ -84,24 +85,21 @@ pub(super) async fn create_named(
     let written = async {
         let options = options_value("CreateOptions", cx);
         target.validate(admission, Operation::Create, Some(&object), None, options).await?;
-        write(&target, &object).await
+        let bytes = resource.storage.encode(&object)?;
+        let version = write(&target, &object, bytes.clone()).await?;
+        Ok((bytes, version))
     };
-    let written = written.await;
+    let written: Result<(Bytes, String), Status> = written.await;
     // What was claimed goes back, unless the object may have been written after all.
     let maybe_written = written.as_ref().is_err_and(|status| status.reason == Reason::Timeout);
     if !cx.dry_run && written.is_err() && !maybe_written {
         strategy.release(resource, &object, None).await;
     }
-    let object = as_stored(resource, &object, &written?)?;
-    Ok(served(resource, &object))
-}
-
-/// The object as the next reader sees it.
-pub(super) fn as_stored(resource: &Resource, object: &Object, version: &str) -> Result<Object, Status> {
-    let bytes = resource.storage.encode(object)?;
+    let (bytes, version) = written?;
+    // The answer is what the next reader sees.
     let mut object = resource.storage.decode(&bytes, 0)?;
-    object.set_resource_version(version);
-    Ok(object)
+    object.set_resource_version(&version);
+    Ok(served(resource, &object))
 }
 
 fn prepare(resource: &Resource, cx: &RequestContext, object: &mut Object) {
@@ -140,7 +138,7 @@ fn validate(resource: &Resource, object: &Object) -> Result<(), Status> {
 }
 
 /// Writes, and gives the new resourceVersion (empty for a dry run).
-async fn write(target: &Target<'_>, object: &Object) -> Result<String, Status> {
+async fn write(target: &Target<'_>, object: &Object, bytes: Bytes) -> Result<String, Status> {
     let (resource, shared) = (target.resource, &target.resource.storage.shared);
     if !object.resource_version().is_empty() && object.resource_version() != "0" {
         let why = "resourceVersion should not be set on objects to be created";
@@ -153,7 +151,7 @@ async fn write(target: &Target<'_>, object: &Object) -> Result<String, Status> {
         let exists = read.map_err(storage::failed)?.count > 0;
         return if exists { Err(taken()) } else { Ok(String::new()) };
     }
-    let mut txn = Txn::create(key, resource.storage.encode(object)?);
+    let mut txn = Txn::create(key, bytes);
     if let (Op::Put { lease, .. }, Some(seconds)) = (&mut txn.then, resource.strategy().ttl_seconds(&shared.options)) {
         *lease = Some(shared.leases.lease(shared, seconds).await?);
     }

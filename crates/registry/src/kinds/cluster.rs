@@ -5,7 +5,7 @@ use machinery::{Map, Object, Value, value};
 
 use super::cells::{condition, condition_true, number, text_or};
 use crate::{
-    edit::{each, flag, inside, list, maps, or, spec, text},
+    edit::{each, flag, inside, list, maps, or, or_zero, spec, text},
     errors::{Errors, Path},
     facts::{Facts, PLAIN},
     table::{AGE, Column, NAME},
@@ -109,7 +109,7 @@ fn text_or_question(text: Option<&str>) -> Value {
 pub(crate) const FLOW_SCHEMAS: Facts = Facts {
     default: |schema| {
         spec(schema, |spec| {
-            or(spec, "matchingPrecedence", 1000);
+            or_zero(spec, "matchingPrecedence", 1000);
         });
     },
     validate: |schema, errors| {
@@ -155,9 +155,9 @@ pub(crate) const PRIORITY_LEVELS: Facts = Facts {
                 or(limited, "lendablePercent", 0);
                 inside(limited, "limitResponse", |response| {
                     inside(response, "queuing", |queuing| {
-                        or(queuing, "queues", 64);
-                        or(queuing, "handSize", 8);
-                        or(queuing, "queueLengthLimit", 50);
+                        or_zero(queuing, "queues", 64);
+                        or_zero(queuing, "handSize", 8);
+                        or_zero(queuing, "queueLengthLimit", 50);
                     });
                 });
             });

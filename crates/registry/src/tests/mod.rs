@@ -4,6 +4,7 @@ mod answers;
 mod kinds;
 mod lists;
 mod pipeline;
+mod shared;
 mod watches;
 
 use std::{future::Future, sync::Arc};
