@@ -113,10 +113,6 @@ pub(crate) fn join(cgroup: &Cgroup) -> Join {
 }
 
 impl Container {
-    pub fn metadata(&self) -> v1::ContainerMetadata {
-        self.config.metadata.clone().unwrap_or_default()
-    }
-
     pub fn cgroup(&self, runtime: &Runtime) -> Cgroup {
         runtime.0.cgroups.cgroup(&self.record.cgroup)
     }

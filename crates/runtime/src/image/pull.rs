@@ -97,6 +97,9 @@ impl Drop for Downloads {
 }
 
 fn client(reference: &Reference) -> Client {
+    // The library takes the process's cryptography, and panics where nobody has chosen it. An
+    // error says that somebody has, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let registry = reference.resolve_registry().to_owned();
     let host = registry.rsplit_once(':').map_or(&*registry, |(host, _)| host);
     let local = host == "localhost"

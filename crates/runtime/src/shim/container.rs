@@ -13,7 +13,7 @@ use linux::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{During, monitor, prepare, read_memory, receive, send};
+use super::{During, log::Log, monitor, prepare, read_memory, receive, send};
 use crate::launch::{Identity, Join, Launch, PidNamespace, Reply, Request, Started, file};
 
 /// Usher and container to shim. The end of the socket means that the program runs.
@@ -55,13 +55,15 @@ pub(super) fn run(control: &OwnedFd, join: Join) -> io::Result<()> {
     }
     let plan = fds.remove(0);
     let launch: Launch = read_memory(plan.try_clone()?)?;
+    // A log that cannot be written must be told while there is somebody to tell.
+    let log = Log::open(launch.log.as_deref()).during(|| "opening the container's log".to_owned())?;
     let (container, streams) = start(&ours, &launch, plan)?;
     drop(ours);
     process::wait_pid(usher, true)?;
     let socket = monitor::listen(&launch.directory)?;
     write_whole(&launch.directory, file::STARTED, &container, false)?;
     send(control, &Reply::Started(container.clone()), &[])?;
-    monitor::run(&launch, &container, streams, socket)
+    monitor::run(&launch, &container, streams, log, socket)
 }
 
 /// The shim's ends of a container's standard streams.

@@ -44,10 +44,11 @@ pub(super) fn run(
     launch: &Launch,
     started: &Started,
     streams: Streams,
+    log: Log,
     listener: UnixListener,
 ) -> io::Result<()> {
     let mut monitor = Monitor {
-        log: Log::open(launch.log.as_deref())?,
+        log,
         stdin: streams.stdin,
         stdin_buffer: Vec::new(),
         close_stdin: false,

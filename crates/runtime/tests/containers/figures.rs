@@ -67,10 +67,26 @@ pub async fn fifty_at_once() -> Outcome {
     let started = futures::future::try_join_all((0..50).map(|_| one())).await?;
     let all = begun.elapsed();
     let (pods, times): (Vec<_>, Vec<_>) = started.into_iter().unzip();
+    show_memory(&node)?;
     show("sandbox and container, 50 at once", times);
     println!("figure  50 pods at once: {:.0} ms", all.as_secs_f64() * 1000.0);
     let begun = env.instant();
     futures::future::try_join_all(pods.into_iter().map(|pod| pod.remove())).await?;
     println!("figure  their removal: {:.0} ms", begun.elapsed().as_secs_f64() * 1000.0);
     node.end().await
+}
+
+/// The proportional share of memory of the nursery and all shims.
+fn show_memory(node: &Node) -> Outcome {
+    let parent = crate::support::config(node.directory.path()).cgroup_parent;
+    let shims = linux::cgroup::Host::detect()?.cgroup(&parent).child("shims").processes()?;
+    let share = |pid: &i32| -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or(0)
+    };
+    let all: u64 = shims.iter().map(share).sum();
+    println!("figure  memory of {} shims with their nursery: {all} KiB (PSS)", shims.len() - 1);
+    Ok(())
 }
