@@ -104,49 +104,64 @@ impl NodeGraph {
         }
         match self.refuse(node, query) {
             None => Decision::Allow(String::new()),
-            Some(why) => Decision::NoOpinion(why),
+            Some(why) if why.is_empty() => Decision::NoOpinion(why),
+            Some(why) => Decision::NoOpinion(format!("node: {why}")),
         }
     }
 
-    /// Why a node may not; `None` when it may.
+    /// Why a node may not; `None` when it may. What a node may write here without regard to the
+    /// name is held to its own objects by the admission plugin `NodeRestriction`.
     fn refuse(&self, node: &str, query: &Query<'_>) -> Option<String> {
+        let no = |why: &str| Some(why.to_owned());
         let reads = matches!(query.verb, "get" | "list" | "watch");
+        let writes = matches!(query.verb, "create" | "update" | "patch");
         match (query.group, query.resource, query.subresource) {
-            ("", "secrets" | "configmaps", "") => self.read_needed(node, query),
-            ("", "persistentvolumeclaims", "") if query.verb == "get" => self.read_needed(node, query),
-            ("", "persistentvolumeclaims", "status") if matches!(query.verb, "update" | "patch") => {
+            ("", "secrets" | "configmaps", "") if reads => self.if_needed(node, query),
+            ("", "secrets" | "configmaps", "") => no("can only read resources of this type"),
+            ("", "secrets" | "configmaps", _) => no("cannot read subresource"),
+            ("", "persistentvolumeclaims", "status") => match query.verb {
+                "get" | "update" | "patch" => self.if_needed(node, query),
+                _ => no("can only get/update/patch this type"),
+            },
+            ("", "persistentvolumeclaims" | "persistentvolumes", "") if query.verb == "get" => {
                 self.if_needed(node, query)
             }
-            ("", "persistentvolumes", "") if query.verb == "get" => self.if_needed(node, query),
+            ("", "persistentvolumeclaims" | "persistentvolumes", "") => {
+                no("can only get individual resources of this type")
+            }
             ("", "serviceaccounts", "token") if query.verb == "create" => self.if_needed(node, query),
             ("", "serviceaccounts", "") if query.verb == "get" => self.if_needed(node, query),
-            ("", "nodes", "") if reads => own_or_selected(node, query, "metadata.name="),
-            ("", "nodes", "" | "status") => own(node, query, &["create", "update", "patch"]),
-            ("", "pods", "") if query.verb == "get" => self.if_needed(node, query),
-            ("", "pods", "") if reads => selected(node, query, "spec.nodeName="),
-            ("coordination.k8s.io", "leases", "") if query.namespace == "kube-node-lease" => {
-                own(node, query, &["create", "get", "update", "patch", "delete"])
+            ("", "serviceaccounts", _) => no("can only create tokens for individual service accounts"),
+            ("", "nodes", "") if reads && query.name == node => None,
+            ("", "nodes", "") if reads && query.name.is_empty() => {
+                Some(format!("node '{node}' cannot read all nodes, only its own Node object"))
             }
-            ("storage.k8s.io", "csinodes", "") => {
-                own(node, query, &["create", "get", "update", "patch", "delete"])
+            ("", "nodes", "") if reads => {
+                Some(format!("node '{node}' cannot read '{}', only its own Node object", query.name))
+            }
+            ("", "nodes", "") if writes => None,
+            ("", "nodes", "status") if writes && query.verb != "create" => None,
+            ("", "nodes", _) => no(""),
+            ("", "pods", "") if query.verb == "get" => self.if_needed(node, query),
+            ("", "pods", "") if reads && selects(query, "spec.nodeName=", node) => None,
+            ("", "pods", "") if reads && !query.name.is_empty() => self.if_needed(node, query),
+            ("", "pods", "") if reads => no("can only list/watch pods with spec.nodeName field selector"),
+            ("coordination.k8s.io", "leases", "") => own_lease(node, query),
+            ("storage.k8s.io", "csinodes", "") => own_csi_node(node, query),
+            ("resource.k8s.io", "resourceslices", "") if matches!(query.verb, "list" | "watch" | "deletecollection") => {
+                let selected = selects(query, "spec.nodeName=", node);
+                let why = "can only list/watch/deletecollection resourceslices with nodeName field selector";
+                if selected { None } else { no(why) }
             }
             _ if self.rules.iter().any(|rule| rule.allows(query)) => None,
-            _ => Some(String::new()),
-        }
-    }
-
-    /// Reading by name, also as a list or watch of that one name.
-    fn read_needed(&self, node: &str, query: &Query<'_>) -> Option<String> {
-        match query.verb {
-            "get" | "list" | "watch" if !query.name.is_empty() => self.if_needed(node, query),
-            "get" | "list" | "watch" => {
-                Some("can only read resources of this type by name: No Object name found".into())
-            }
-            _ => Some(format!("node '{node}' can only read resources of this type")),
+            _ => no(""),
         }
     }
 
     fn if_needed(&self, node: &str, query: &Query<'_>) -> Option<String> {
+        if query.name.is_empty() {
+            return Some("No Object name found".into());
+        }
         let needed = self.targets_of(query).any(|target| {
             self.needed.get(&target).is_some_and(|nodes| nodes.contains_key(node))
         });
@@ -173,27 +188,36 @@ impl NodeGraph {
     }
 }
 
-/// One of `verbs` on the object that bears the node's own name; a create has no name yet.
-fn own(node: &str, query: &Query<'_>, verbs: &[&str]) -> Option<String> {
-    if !verbs.contains(&query.verb) {
-        return Some(format!("node '{node}' can only {} its own object", verbs.join(", ")));
+/// A write or read of one object; a create has no name yet.
+fn is_own(node: &str, query: &Query<'_>) -> bool {
+    query.name == node || (query.verb == "create" && query.name.is_empty())
+}
+
+fn own_lease(node: &str, query: &Query<'_>) -> Option<String> {
+    if !matches!(query.verb, "get" | "create" | "update" | "patch" | "delete") {
+        return Some("can only get, create, update, patch, or delete a node lease".into());
     }
-    let is_own = query.name == node || (query.verb == "create" && query.name.is_empty());
-    (!is_own).then(|| format!("node '{node}' can only access its own object of this type"))
+    if query.namespace != "kube-node-lease" {
+        return Some("can only access leases in the \"kube-node-lease\" system namespace".into());
+    }
+    let why = "can only access node lease with the same name as the requesting node";
+    (!is_own(node, query)).then(|| why.into())
 }
 
-fn own_or_selected(node: &str, query: &Query<'_>, term: &str) -> Option<String> {
-    if query.name == node { None } else { selected(node, query, term) }
+fn own_csi_node(node: &str, query: &Query<'_>) -> Option<String> {
+    if !matches!(query.verb, "get" | "create" | "update" | "patch" | "delete") {
+        return Some("can only get, create, update, patch, or delete a CSINode".into());
+    }
+    let why = "can only access CSINode with the same name as the requesting node";
+    (!is_own(node, query)).then(|| why.into())
 }
 
-/// A list or watch whose field selector holds it to the node.
-fn selected(node: &str, query: &Query<'_>, term: &str) -> Option<String> {
-    let holds = query.field_selector.split(',').any(|part| {
+/// Whether the field selector holds a list or watch to the node.
+fn selects(query: &Query<'_>, term: &str, node: &str) -> bool {
+    query.field_selector.split(',').any(|part| {
         let value = part.trim().strip_prefix(term);
         value.is_some_and(|value| value.strip_prefix('=').unwrap_or(value) == node)
-    });
-    let resource = query.resource;
-    (!holds).then(|| format!("can only list/watch {resource} with a field selector {term}{node}"))
+    })
 }
 
 /// What every node may do, whatever its pods.
@@ -208,7 +232,9 @@ fn static_rules() -> Vec<Rule> {
         ("", "pods/status", "patch update"),
         ("", "pods/eviction", "create"),
         ("certificates.k8s.io", "certificatesigningrequests", "create get list watch"),
-        ("certificates.k8s.io", "clustertrustbundles podcertificaterequests", "create get list watch"),
+        ("certificates.k8s.io", "clustertrustbundles", "get list watch"),
+        ("certificates.k8s.io", "podcertificaterequests", "create get list watch"),
+        ("", "endpoints", "get"),
         ("node.k8s.io", "runtimeclasses", "get list watch"),
         ("storage.k8s.io", "csidrivers", "get list watch"),
         ("storage.k8s.io", "volumeattachments", "get"),
@@ -395,7 +421,7 @@ mod tests {
         assert!(!can(&graph, "n1", "list", "pods", "", ""));
         assert!(!can(&graph, "n1", "watch", "pods", "", "spec.nodeName=n2"));
         assert!(can(&graph, "n1", "patch", "nodes/status", "n1", ""));
-        assert!(!can(&graph, "n1", "patch", "nodes/status", "n2", ""));
+        assert!(!can(&graph, "n1", "get", "nodes", "n2", ""));
         assert!(can(&graph, "n1", "create", "nodes", "", ""));
         assert!(can(&graph, "n1", "watch", "services", "", ""));
         assert!(!can(&graph, "n1", "delete", "nodes", "n1", ""));

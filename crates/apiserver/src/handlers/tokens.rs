@@ -10,6 +10,7 @@ use registry::{GetOptions, Resource};
 use super::{options, reviews::user_value};
 use crate::{
     authn::service_account::Bound,
+    authz::node::node_of,
     body::Body,
     pipeline::Call,
     respond, wire,
@@ -30,6 +31,9 @@ pub async fn request(call: &mut Call, resource: &Arc<Resource>) -> Result<Respon
     let audiences: Vec<String> = texts(request.at(&["spec", "audiences"]));
     request = own(call, &kind, "token", request);
     let bound = bound(call, &request, &account).await?;
+    if let Some(why) = refuse_node(call, &request, bound.as_ref()) {
+        return Err(Status::forbidden("", "serviceaccounts", &name, &why));
+    }
     let issued = call.server.service_accounts.issue(&call.server.env, &account, &audiences, seconds, bound.as_ref());
     request.set_name(&name);
     request.set_namespace(&namespace);
@@ -40,6 +44,19 @@ pub async fn request(call: &mut Call, resource: &Arc<Resource>) -> Result<Respon
     request.set_at(&["status", "expirationTimestamp"], issued.expires.rfc3339());
     let body = wire::encode(&request, accepted.format, accepted.pretty)?;
     Ok(respond::bytes(201, accepted.format.media_type(), body))
+}
+
+/// A kubelet gets tokens for pods on its own node and for nothing else: why not this one.
+fn refuse_node(call: &Call, request: &Object, bound: Option<&Bound>) -> Option<String> {
+    let node = node_of(&call.user)?;
+    let Some(bound) = bound.filter(|bound| bound.claim == "pod") else {
+        return Some("node requested token not bound to a pod".into());
+    };
+    if request.str_at(&["spec", "boundObjectRef", "uid"]).is_empty() {
+        return Some("node requested token with a pod binding without a uid".into());
+    }
+    let here = bound.node.as_ref().is_some_and(|(name, _)| name == node);
+    (!here).then(|| "node requested token bound to a pod scheduled on a different node".into())
 }
 
 /// The object with its `managedFields`, which upstream shows even of what is never stored.

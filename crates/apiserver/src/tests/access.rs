@@ -3,7 +3,7 @@
 use http::Method;
 use serde_json::{Value as Json, json};
 
-use super::{Fixture, admin, configmap, request, stranger, user};
+use super::{Fixture, admin, request, stranger, user};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
@@ -103,7 +103,7 @@ async fn access_reviews_answer_as_requests_would() {
     let url = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
     let own = f.post(url, review("system:node:n1", "patch")).await;
     assert_eq!((own.code, &own.json()["status"]["allowed"]), (201, &json!(true)));
-    let other = f.post(url, review("system:node:n2", "patch")).await;
+    let other = f.post(url, review("system:node:n2", "get")).await;
     assert_eq!(other.json()["status"]["allowed"], false);
     let rules = f.post("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", json!({"spec": {"namespace": "a"}})).await;
     assert!(!rules.json()["status"]["resourceRules"].as_array().unwrap().is_empty());
@@ -142,5 +142,13 @@ async fn a_node_touches_its_own_things() {
     }});
     assert_eq!(f.post(PODS, pod).await.code, 201);
     f.until(&node, Method::GET, secret, Json::Null, 200).await;
-    let _ = configmap("unused", "");
+    let url = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let unbound = f.ask(node.clone(), request(Method::POST, url, &[], json!({"spec": {}}))).await;
+    assert_eq!(
+        unbound.message(),
+        "serviceaccounts \"default\" is forbidden: node requested token not bound to a pod"
+    );
+    let uid = f.get(&format!("{PODS}/p")).await.json()["metadata"]["uid"].clone();
+    let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid}}});
+    assert_eq!(f.ask(node, request(Method::POST, url, &[], bound)).await.code, 201);
 }
