@@ -36,4 +36,5 @@ controllers! {
     disruption
     ttl_after_finished
     clusterrole_aggregation
+    token_cleaner
 }

@@ -4,6 +4,7 @@
 //! finalizer, which is removed only after the pod's uid stands in `uncountedTerminatedPods`, and
 //! the uid becomes a number only after the finalizer is gone (KEP-2307).
 
+mod failure_policy;
 mod indexes;
 mod outcome;
 
@@ -13,7 +14,7 @@ use client::{Cached, Key, Patch};
 use machinery::{Map, Object, value};
 use stdx::Timestamp;
 
-use self::indexes::Indexes;
+use self::{failure_policy::Verdict, indexes::Indexes, outcome::Outcome};
 use super::replicaset::deletion_order;
 use crate::{
     plan::*,
@@ -111,6 +112,8 @@ struct Job {
     uncounted_succeeded: Vec<String>,
     uncounted_failed: Vec<String>,
     completed: Indexes,
+    /// The end that a pod's failure brings by the failure policy.
+    failed_by_policy: Option<Outcome>,
 }
 
 impl Job {
@@ -124,6 +127,7 @@ impl Job {
             failed: object.i64_at(&["status", "failed"]).unwrap_or(0),
             uncounted_succeeded: uids("succeeded"),
             uncounted_failed: uids("failed"),
+            failed_by_policy: None,
             completed: Indexes::parse(object.str_at(&["status", "completedIndexes"])),
             status: object.map_at(&["status"]).cloned().unwrap_or_default(),
             object,
@@ -152,9 +156,14 @@ impl Job {
         self.pods.iter().filter(|member| member.pod.is_active())
     }
 
+    /// Whether a pod is replaced only when it has ended, not when it is told to.
+    fn replaces_only_failed(&self) -> bool {
+        self.object.str_at(&["spec", "podReplacementPolicy"]) == "Failed" || self.has_failure_policy()
+    }
+
     /// A pod that is going counts as failed at once, unless only failed ones are replaced.
     fn has_failed(&self, pod: &Pod) -> bool {
-        let only_failed = self.object.str_at(&["spec", "podReplacementPolicy"]) == "Failed";
+        let only_failed = self.replaces_only_failed();
         match pod.status.phase.as_str() {
             "Failed" => true,
             "Succeeded" => false,
@@ -216,8 +225,12 @@ impl Job {
                 continue;
             }
             if !succeeded {
-                if !self.uncounted_failed.contains(&uid) {
+                let verdict = self.judge_failure(&member.pod);
+                if verdict != Verdict::Ignore && !self.uncounted_failed.contains(&uid) {
                     self.uncounted_failed.push(uid.clone());
+                }
+                if let Verdict::FailJob(outcome) = verdict {
+                    self.failed_by_policy.get_or_insert(outcome);
                 }
             } else if self.is_indexed() {
                 let valid = |index: &i64| self.completions().is_none_or(|n| (0..n).contains(index));
@@ -274,10 +287,8 @@ impl Job {
     /// As many active pods as there should be.
     fn manage(&self, plan: &mut Plan) {
         let active = self.active().count() as i64;
-        let waiting = match self.object.str_at(&["spec", "podReplacementPolicy"]) {
-            "Failed" => self.pods.iter().filter(|m| m.pod.is_deleting() && !m.pod.is_finished()).count() as i64,
-            _ => 0,
-        };
+        let ending = |m: &&Member| m.pod.is_deleting() && !m.pod.is_finished();
+        let waiting = if self.replaces_only_failed() { self.pods.iter().filter(ending).count() as i64 } else { 0 };
         let wanted = match self.completions() {
             None if self.total_succeeded() > 0 => active.min(self.parallelism()),
             None => self.parallelism(),

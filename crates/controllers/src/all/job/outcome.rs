@@ -73,7 +73,10 @@ impl Job {
 
     /// How the Job ends, if it is decided; an end decided before stands.
     pub fn outcome(&self, plan: &mut Plan) -> Option<Outcome> {
-        self.decided().or_else(|| self.exceeded_limit()).or_else(|| self.exceeded_deadline(plan)).or_else(|| self.reached())
+        self.decided()
+            .or_else(|| self.failed_by_policy.clone())
+            .or_else(|| self.exceeded_limit())
+           .or_else(|| self.exceeded_deadline(plan)).or_else(|| self.reached())
     }
 
     fn decided(&self) -> Option<Outcome> {
@@ -136,8 +139,9 @@ impl Job {
             self.status.insert("completionTime", self.now.rfc3339());
             plan.event(Note::normal(&self.object, "Completed", "Job completed"));
         } else {
-            let reason = if reason == "DeadlineExceeded" { "DeadlineExceeded" } else { "BackoffLimitExceeded" };
-            plan.event(Note::warning(&self.object, reason, message));
+            let reasons = ["DeadlineExceeded", "PodFailurePolicy"];
+            let known = reasons.into_iter().find(|known| reason == *known);
+            plan.event(Note::warning(&self.object, known.unwrap_or("BackoffLimitExceeded"), message));
         }
     }
 }

@@ -94,3 +94,27 @@ fn a_suspended_job_has_no_pods() {
     let plan = plan(job(spec, value!({})), vec![pod("a", "Running", true)]);
     assert_eq!(steps(&plan), ["update sum", "patch a", "delete a"]);
 }
+
+#[test]
+fn a_failure_policy_ignores_or_ends() {
+    let failed = |code: i64| {
+        let mut pod = pod("a", "Failed", true).object().unwrap();
+        let statuses = value!([{"name": "c", "state": {"terminated": {"exitCode": code}}}]);
+        pod.set_at(&["status", "containerStatuses"], statuses);
+        cached(pod.into_value())
+    };
+    let spec = || value!({"completions": 1, "podFailurePolicy": {"rules": [
+        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [7]}},
+        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}},
+    ]}});
+    let ignored = plan(job(spec(), value!({})), vec![failed(7)]);
+    assert_eq!(status(&ignored).at(&["status", "uncountedTerminatedPods", "failed"]), None);
+    let ended = status(&plan(job(spec(), value!({})), vec![failed(42)]));
+    let target = conditions::find(ended.list_at(&["status", "conditions"]), "FailureTarget").unwrap();
+    assert_eq!(
+        target.str_at(&["message"]),
+        Some("Container c for pod d/a failed with exit code 42 matching FailJob rule at index 1")
+    );
+    let counted = status(&plan(job(spec(), value!({})), vec![failed(1)]));
+    assert_eq!(counted.at(&["status", "uncountedTerminatedPods", "failed"]), Some(&value!(["a"])));
+}
