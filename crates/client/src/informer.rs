@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -16,7 +16,7 @@ use machinery::{Map, Object, OwnerReference};
 use serde::{Deserialize, de::DeserializeOwned};
 use smol_str::SmolStr;
 use stdx::{CancellationToken, Env, HashMap, Timestamp, backoff::Backoff, chain};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::{Client, Error, ListOptions, Resource, watch::WatchEventKind};
 
@@ -160,9 +160,17 @@ struct Shared {
     items: RwLock<Items>,
     revision: AtomicI64,
     decode_failures: AtomicU64,
-    /// Told after every change of the items and of the revision.
+    /// Told after every change of the items, of the revision and of the progress. (A
+    /// `tokio::sync::watch` would wake its waiters in random order.)
     advanced: Notify,
+    /// One of [`LISTING`], [`SYNCED`], [`ENDED`].
+    progress: AtomicU8,
 }
+
+const LISTING: u8 = 0;
+const SYNCED: u8 = 1;
+/// The informer ended before its first complete list.
+const ENDED: u8 = 2;
 
 #[derive(Default)]
 struct Items {
@@ -212,6 +220,7 @@ impl Lister {
             revision: AtomicI64::new(0),
             decode_failures: AtomicU64::new(0),
             advanced: Notify::new(),
+            progress: AtomicU8::new(LISTING),
         }))
     }
 
@@ -283,6 +292,16 @@ impl Lister {
         self.0.advanced.notify_waiters();
     }
 
+    fn progress(&self) -> u8 {
+        self.0.progress.load(Ordering::Acquire)
+    }
+
+    /// The first end of listing stands.
+    fn settle(&self, progress: u8) {
+        let _ = self.0.progress.compare_exchange(LISTING, progress, Ordering::AcqRel, Ordering::Acquire);
+        self.0.advanced.notify_waiters();
+    }
+
     /// How many objects the server sent that could not be read.
     pub fn decode_failures(&self) -> u64 {
         self.0.decode_failures.load(Ordering::Relaxed)
@@ -305,7 +324,6 @@ type Handler = Box<dyn Fn(&Change) + Send + Sync>;
 pub struct Informer {
     lister: Lister,
     handlers: Arc<Mutex<Vec<Handler>>>,
-    synced: watch::Receiver<bool>,
 }
 
 impl Informer {
@@ -317,17 +335,17 @@ impl Informer {
         options: InformerOptions,
         cancel: CancellationToken,
     ) -> Self {
-        let (synced_sender, synced) = watch::channel(false);
-        let informer = Self { lister: Lister::empty(), handlers: Arc::default(), synced };
+        let informer = Self { lister: Lister::empty(), handlers: Arc::default() };
         let reflector = Reflector {
             env: env.clone(),
             client,
             resource: resource.clone(),
             options,
             informer: informer.clone(),
-            synced: synced_sender,
         };
+        let end = Ending(informer.lister.clone());
         env.spawn("informer", async move {
+            let _end = end;
             cancel.run_until_cancelled(reflector.run()).await;
         });
         informer
@@ -348,12 +366,13 @@ impl Informer {
     }
 
     pub fn has_synced(&self) -> bool {
-        *self.synced.borrow()
+        self.lister.progress() == SYNCED
     }
 
     /// Waits for the first complete list. `false` when the informer ended before.
     pub async fn synced(&self) -> bool {
-        self.synced.clone().wait_for(|synced| *synced).await.is_ok()
+        self.lister.until(|lister| lister.progress() != LISTING).await;
+        self.has_synced()
     }
 
     /// Sets one object and tells the handlers. The handlers' lock is held throughout, so that
@@ -371,13 +390,21 @@ impl Informer {
     }
 }
 
+/// Wakes those who wait for the first list when the informer's task ends, however it ends.
+struct Ending(Lister);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.settle(ENDED);
+    }
+}
+
 struct Reflector {
     env: Env,
     client: Client,
     resource: Resource,
     options: InformerOptions,
     informer: Informer,
-    synced: watch::Sender<bool>,
 }
 
 /// How the wait grows while the server cannot be reached.
@@ -408,7 +435,7 @@ impl Reflector {
     async fn once(&self, revision: &mut String) -> Result<(), Error> {
         if revision.is_empty() {
             *revision = self.relist().await?;
-            self.synced.send_replace(true);
+            self.informer.lister.settle(SYNCED);
         }
         let options = ListOptions {
             resource_version: revision.clone(),
