@@ -2,7 +2,7 @@
 
 use api::{GroupVersion, names};
 
-use super::{Errors, FieldPath, values::validate_labels};
+use super::{Errors, FieldPath, Shown, declared_json, values::validate_labels};
 use crate::{Object, Value};
 
 /// The most that keys and values of annotations may have together.
@@ -85,7 +85,8 @@ fn validate_owners(object: &Object, path: &FieldPath, errors: &mut Errors) {
             let detail = format!(
                 "Only one reference can have Controller set to true. Found \"true\" in references for {controller} and {this}"
             );
-            errors.invalid(&path, list, &detail);
+            let shown: Vec<String> = list.iter().map(owner_text).collect();
+            errors.invalid(&path, Shown(format!("[{}]", shown.join(","))), &detail);
         }
     }
 }
@@ -105,8 +106,13 @@ fn validate_owner(owner: &Value, path: &FieldPath, errors: &mut Errors) {
         }
     }
     if text("apiVersion") == "v1" && text("kind") == "Event" {
-        errors.invalid(path, owner, "/v1, Kind=Event is disallowed from being an owner");
+        let detail = "/v1, Kind=Event is disallowed from being an owner";
+        errors.invalid(path, Shown(owner_text(owner)), detail);
     }
+}
+
+fn owner_text(owner: &Value) -> String {
+    declared_json(owner, "io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference")
 }
 
 fn validate_finalizers(object: &Object, path: &FieldPath, errors: &mut Errors) {
@@ -118,6 +124,18 @@ fn validate_finalizers(object: &Object, path: &FieldPath, errors: &mut Errors) {
     if list.contains(&"orphan") && list.contains(&"foregroundDeletion") {
         let detail = "finalizer orphan and foregroundDeletion cannot be both set";
         errors.invalid(&path, object.list_at(&["metadata", "finalizers"]), detail);
+    }
+    validate_finalizer_names(object, &path, errors);
+}
+
+/// Names without a domain are Kubernetes' own.
+fn validate_finalizer_names(object: &Object, path: &FieldPath, errors: &mut Errors) {
+    const STANDARD: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
+    for (at, name) in object.finalizers().enumerate() {
+        if !name.contains('/') && !STANDARD.contains(&name) {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.invalid(&path.index(at), name, detail);
+        }
     }
 }
 
@@ -180,6 +198,7 @@ pub fn validate_object_meta_update(new: &Object, old: &Object, errors: &mut Erro
     }
     validate_common(new, &path, errors);
     validate_managed_fields(new, &path, errors);
+    validate_finalizer_names(new, &path.child("finalizers"), errors);
 }
 
 fn validate_no_new_finalizers(new: &Object, old: &Object, path: &FieldPath, errors: &mut Errors) {
@@ -215,6 +234,27 @@ mod tests {
 
     fn texts(errors: Errors) -> Vec<String> {
         errors.into_causes().iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+    }
+
+    #[test]
+    fn errors_are_those_of_the_real_server() {
+        let text = include_str!("../../testdata/meta.txt");
+        let mut cases: Vec<(Value, Vec<&str>)> = Vec::new();
+        for line in text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+            match (line.strip_prefix("  "), cases.last_mut()) {
+                (Some(error), Some((_, errors))) => errors.push(error),
+                _ => cases.push((crate::json::parse(line.as_bytes()).unwrap(), Vec::new())),
+            }
+        }
+        assert!(cases.len() > 10);
+        for (metadata, mut expected) in cases {
+            let mut errors = Errors::new();
+            validate_object_meta(&object(metadata.clone()), NAMESPACED, &mut errors);
+            let mut found = texts(errors);
+            found.sort();
+            expected.sort();
+            assert_eq!(found, expected, "{metadata:?}");
+        }
     }
 
     #[test]

@@ -71,6 +71,49 @@ impl<T: BadValue> BadValue for Option<T> {
     }
 }
 
+/// A value whose text is made already.
+pub struct Shown(pub String);
+
+impl BadValue for Shown {
+    fn text(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// A struct as JSON with its fields in the order of their declaration, which is how error texts
+/// show it. `ty` is the OpenAPI name.
+pub fn declared_json(value: &Value, ty: &str) -> String {
+    match api::schema().type_named(ty) {
+        Some(id) => declared(value, &api::FieldType::Ref(id)),
+        None => format!("{value:?}"),
+    }
+}
+
+fn declared(value: &Value, ty: &api::FieldType) -> String {
+    use api::FieldType;
+    match (value, ty) {
+        (Value::Map(map), FieldType::Ref(id)) => {
+            let fields = api::schema().type_of(*id).declared_fields();
+            let set = fields.filter_map(|f| Some((f, map.get(f.name)?)));
+            let parts: Vec<String> =
+                set.map(|(f, v)| format!("{:?}:{}", f.name, declared(v, &f.ty))).collect();
+            format!("{{{}}}", parts.join(","))
+        }
+        (Value::List(items), FieldType::List(item)) => {
+            let parts: Vec<String> = items.iter().map(|v| declared(v, item)).collect();
+            format!("[{}]", parts.join(","))
+        }
+        (Value::Map(map), FieldType::Map(item)) => {
+            let parts: Vec<String> = map
+                .iter()
+                .map(|(k, v)| format!("{:?}:{}", k.as_str(), declared(v, item)))
+                .collect();
+            format!("{{{}}}", parts.join(","))
+        }
+        _ => format!("{value:?}"),
+    }
+}
+
 impl Errors {
     pub fn new() -> Self {
         Self::default()
