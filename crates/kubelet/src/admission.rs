@@ -29,6 +29,9 @@ pub fn check(pod: &Pod, others: &[&Pod], node: Option<&Node>, allocatable: Capac
             );
         }
     }
+    if let Some(name) = unsafe_sysctl(pod) {
+        return refuse("SysctlForbidden", format!("forbidden sysctl: {name:?} not allowlisted"));
+    }
     if has_port_conflict(pod, others) {
         return refuse(
             "NodePorts",
@@ -68,6 +71,33 @@ fn lacks(pod: &Pod, others: &[&Pod], allocatable: Capacity) -> Option<(&'static 
             "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
         );
         (reason, text)
+    })
+}
+
+/// Settings that reach no further than the pod's own namespaces: upstream's safe set.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+/// The first setting that this node does not let pods change.
+fn unsafe_sysctl(pod: &Pod) -> Option<String> {
+    let security = pod.spec().security_context.as_ref()?;
+    let names = security.sysctls.iter().flatten().map(|sysctl| sysctl.name.replace('/', "."));
+    names.into_iter().find(|name| {
+        let known = SAFE_SYSCTLS.contains(&name.as_str());
+        // A pod on the node's network would change the node's own settings.
+        !known || (pod.host_network() && name.starts_with("net."))
     })
 }
 
@@ -162,6 +192,8 @@ mod tests {
         assert_eq!(reason(&idle, &[&idle, &idle]).as_deref(), Some("OutOfpods"));
         let port = pod(r#"{"containers":[{"name":"a","ports":[{"containerPort":1,"hostPort":80}]}]}"#);
         assert_eq!(reason(&port, &[&port]).as_deref(), Some("NodePorts"));
+        let odd = pod(r#"{"securityContext":{"sysctls":[{"name":"kernel.msgmax","value":"1"}]},"containers":[]}"#);
+        assert_eq!(reason(&odd, &[]).as_deref(), Some("SysctlForbidden"));
         let elsewhere = pod(r#"{"nodeSelector":{"disk":"hdd"},"containers":[]}"#);
         assert_eq!(reason(&elsewhere, &[]).as_deref(), Some("NodeAffinity"));
         let newer = pod(

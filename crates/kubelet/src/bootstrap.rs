@@ -356,7 +356,8 @@ mod tests {
 
     fn wanted(file: PathBuf) -> Wanted {
         Wanted {
-            node_name: "node-1".into(),
+            user: "system:node:node-1".into(),
+            group: Some("system:nodes"),
             signer: SERVING_SIGNER,
             usage: "server auth",
             names: vec!["node-1".into()],

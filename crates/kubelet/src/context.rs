@@ -18,6 +18,8 @@ use crate::{
 pub const PODS: Resource = Resource::namespaced("", "v1", "pods", "Pod");
 pub const NODES: Resource = Resource::cluster("", "v1", "nodes", "Node");
 pub const SERVICES: Resource = Resource::namespaced("", "v1", "services", "Service");
+pub const RUNTIME_CLASSES: Resource =
+    Resource::cluster("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass");
 pub const LEASES: Resource =
     Resource::namespaced("coordination.k8s.io", "v1", "leases", "Lease");
 

@@ -16,7 +16,7 @@ use crate::{
     admission,
     context::{Context, PODS},
     pod::{Pod, PodExt, take_in},
-    pod_worker::{Message, PodWorker, Sender},
+    pod_worker::{End, Message, PodWorker, Sender},
     runtime_state::{self, keys},
     volumes,
 };
@@ -39,7 +39,7 @@ struct Entry {
 enum Event {
     Changed(Arc<Cached>),
     Gone(String),
-    Ended(String),
+    Ended(String, End),
 }
 
 impl Manager {
@@ -115,8 +115,13 @@ impl Manager {
                     let _ = entry.sender.send(Message::Gone);
                 }
             }
-            Event::Ended(uid) => {
+            Event::Ended(uid, end) => {
                 self.lock().remove(&uid);
+                let all = self.informer.lister().all();
+                let known = all.into_iter().find(|cached| cached.uid == uid);
+                if let (End::Broken, Some(cached)) = (end, known) {
+                    self.handle(Event::Changed(cached), events);
+                }
             }
         }
     }
@@ -142,9 +147,14 @@ impl Manager {
 
     fn spawn(&self, worker: PodWorker, uid: &str, events: &mpsc::UnboundedSender<Event>) {
         let (events, uid) = (events.clone(), uid.to_owned());
-        self.context.env.spawn("pod", async move {
-            worker.run().await;
-            let _ = events.send(Event::Ended(uid));
+        let env = self.context.env.clone();
+        let task = env.spawn("pod", worker.run());
+        self.context.env.spawn("pod end", async move {
+            let end = task.await.unwrap_or(End::Broken);
+            if end == End::Broken {
+                env.sleep(Duration::from_secs(1)).await;
+            }
+            let _ = events.send(Event::Ended(uid, end));
         });
     }
 

@@ -44,6 +44,17 @@ pub enum Message {
     Cleaned(bool),
     StatusWritten(Result<Box<Pod>, client::Error>),
     Deleted(Result<(), client::Error>),
+    /// A task of this pod panicked, so what is in flight is no longer known.
+    Broken,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nothing is left of the pod.
+    Over,
+    /// The pod needs a new worker, which reads everything anew.
+    Broken,
 }
 
 pub type Sender = mpsc::UnboundedSender<Message>;
@@ -68,6 +79,7 @@ pub struct PodWorker {
     defer_until: Option<Timestamp>,
     refreshing: bool,
     clean_retry_at: Option<Timestamp>,
+    broken: bool,
 }
 
 impl PodWorker {
@@ -96,12 +108,13 @@ impl PodWorker {
             defer_until: None,
             refreshing: false,
             clean_retry_at: None,
+            broken: false,
         };
         (worker, sender)
     }
 
     /// Runs until nothing is left of the pod.
-    pub async fn run(mut self) {
+    pub async fn run(mut self) -> End {
         let mut stale = true;
         let mut first = true;
         loop {
@@ -114,7 +127,7 @@ impl PodWorker {
             let plan = self.step();
             if plan.over {
                 self.remove_logs().await;
-                return;
+                return End::Over;
             }
             let wake_at = [
                 plan.wake_at,
@@ -130,6 +143,9 @@ impl PodWorker {
                 wake_at = Some(wake_at.map_or(soon, |at| at.min(soon)));
             }
             stale |= self.wait(wake_at).await;
+            if self.broken {
+                return End::Broken;
+            }
         }
     }
 
@@ -239,8 +255,9 @@ impl PodWorker {
         F: Future<Output = Message> + Send + 'static,
     {
         let sender = self.sender.clone();
-        self.context.env.spawn(name, async move {
-            let _ = sender.send(work.await);
+        let task = self.context.env.spawn(name, work);
+        self.context.env.spawn("pod step", async move {
+            let _ = sender.send(task.await.unwrap_or(Message::Broken));
         });
     }
 
@@ -446,6 +463,10 @@ impl PodWorker {
                 false
             }
             Message::Runtime => true,
+            Message::Broken => {
+                self.broken = true;
+                false
+            }
             Message::Probe(outcome) => {
                 self.note_probe(outcome);
                 false
@@ -505,8 +526,19 @@ impl PodWorker {
     }
 
     fn update(&mut self, pod: Arc<Pod>) {
-        if revision(&pod) > revision(&self.pod) {
-            self.pod = pod;
+        if revision(&pod) <= revision(&self.pod) {
+            return;
+        }
+        let (old, new) = (&self.pod.metadata, &pod.metadata);
+        let shown = old.labels != new.labels || old.annotations != new.annotations;
+        let spec = self.pod.spec != pod.spec;
+        self.pod = pod;
+        if shown || spec {
+            // What failed for want of a value may succeed with the new one.
+            self.memory.start_retry_at.clear();
+        }
+        if shown {
+            self.begin_refresh();
         }
     }
 

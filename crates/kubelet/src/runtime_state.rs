@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use cri::{RuntimeClient, v1};
 use stdx::Timestamp;
 
+use crate::container_log::{Formatter, LogOptions, LogReader};
+
 /// Labels and annotations by which the agent finds its containers again after a restart. They
 /// are the same as upstream's, so that tools which read them go on working.
 pub mod keys {
@@ -223,7 +225,14 @@ fn read_container(status: v1::ContainerStatus, item: &v1::Container) -> Containe
         finished_at: status.finished_at,
         exit_code: status.exit_code,
         reason,
-        message: termination_message(&annotation(keys::TERMINATION_PATH), &status.mounts, status.message),
+        message: termination_message(
+            &annotation(keys::TERMINATION_PATH),
+            &status.mounts,
+            (annotation(keys::TERMINATION_POLICY) == "FallbackToLogsOnError"
+                && status.exit_code != 0)
+                .then_some(status.log_path.as_str()),
+            status.message,
+        ),
         image: status.image.map(|image| first_of(image.user_specified_image, image.image)).unwrap_or_default(),
         image_ref: first_of(status.image_ref, status.image_id),
         hash: annotation(keys::HASH),
@@ -240,21 +249,42 @@ fn first_of(first: String, second: String) -> String {
 /// Upstream's limit on a termination message, in bytes.
 const MESSAGE_LIMIT: usize = 4096;
 
-/// The file that the container may have written, found by where it was mounted; else the
-/// runtime's own words.
-fn termination_message(path: &str, mounts: &[v1::Mount], fallback: String) -> String {
-    let Some(mount) = mounts.iter().find(|mount| mount.container_path == path) else {
-        return fallback;
-    };
-    match std::fs::File::open(&mount.host_path) {
-        Ok(file) => {
-            let mut bytes = Vec::new();
-            let limited = std::io::Read::take(file, MESSAGE_LIMIT as u64);
-            let _ = std::io::Read::read_to_end(&mut { limited }, &mut bytes);
-            if bytes.is_empty() { fallback } else { String::from_utf8_lossy(&bytes).into_owned() }
-        }
-        Err(_) => fallback,
+/// The file that the container may have written, found by where it was mounted; else the end of
+/// its log where that is asked for; else the runtime's own words.
+fn termination_message(
+    path: &str,
+    mounts: &[v1::Mount],
+    log: Option<&str>,
+    fallback: String,
+) -> String {
+    let mount = mounts.iter().find(|mount| mount.container_path == path);
+    let written = mount.map(|mount| read_start(&mount.host_path)).unwrap_or_default();
+    if !written.is_empty() {
+        return written;
     }
+    let logged = log.map(end_of_log).unwrap_or_default();
+    if logged.is_empty() { fallback } else { logged }
+}
+
+fn read_start(path: &str) -> String {
+    let Ok(file) = std::fs::File::open(path) else { return String::new() };
+    let mut bytes = Vec::new();
+    let limited = std::io::Read::take(file, MESSAGE_LIMIT as u64);
+    let _ = std::io::Read::read_to_end(&mut { limited }, &mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Upstream's share of a log: 80 lines, 2048 bytes.
+fn end_of_log(path: &str) -> String {
+    const LINES: usize = 80;
+    const BYTES: usize = 2048;
+    let options = LogOptions { tail: Some(LINES), ..LogOptions::default() };
+    let mut formatter = Formatter::new(&options);
+    let read = LogReader::open(std::path::Path::new(path), options.tail)
+        .and_then(|mut reader| reader.read(&mut formatter));
+    let bytes = read.unwrap_or_default();
+    let start = bytes.len().saturating_sub(BYTES);
+    String::from_utf8_lossy(&bytes[start..]).into_owned()
 }
 
 /// All pods that the runtime knows, by uid, with namespace and name: for adoption and clean-up.
@@ -269,4 +299,31 @@ pub async fn known_pods(
         .filter_map(|item| item.metadata)
         .map(|metadata| (metadata.uid, (metadata.namespace, metadata.name)))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_from_the_file_or_the_log() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, log) = (root.path().join("message"), root.path().join("0.log"));
+        std::fs::write(&file, "").unwrap();
+        std::fs::write(&log, "t stdout F first\nt stderr F last words\n").unwrap();
+        let mount = v1::Mount {
+            container_path: "/dev/termination-log".into(),
+            host_path: file.to_string_lossy().into_owned(),
+            ..v1::Mount::default()
+        };
+        let log = log.to_string_lossy().into_owned();
+        let get = |log: Option<&str>| {
+            let mounts = std::slice::from_ref(&mount);
+            termination_message("/dev/termination-log", mounts, log, "runtime".into())
+        };
+        assert_eq!(get(None), "runtime");
+        assert_eq!(get(Some(&log)), "first\nlast words\n");
+        std::fs::write(&file, "said").unwrap();
+        assert_eq!(get(Some(&log)), "said");
+    }
 }

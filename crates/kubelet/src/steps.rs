@@ -8,7 +8,7 @@ use machinery::Object;
 use stdx::{CancellationToken, Timestamp};
 
 use crate::{
-    context::Context,
+    context::{Context, RUNTIME_CLASSES},
     cri_config::{self, ContainerInputs},
     dns, hooks,
     images::{self, Refused},
@@ -50,7 +50,9 @@ impl Job {
             self.event(EventType::Normal, "SandboxChanged", message);
         }
         let config = self.sandbox_config(attempt).await?;
-        let handler = self.runtime_handler()?;
+        let handler = self.runtime_handler().await.inspect_err(|text| {
+            self.event(EventType::Warning, "FailedCreatePodSandBox", text.as_str());
+        })?;
         let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };
         let answer = self.context.runtime.clone().run_pod_sandbox(request).await;
         match answer {
@@ -63,13 +65,15 @@ impl Job {
         }
     }
 
-    fn runtime_handler(&self) -> Result<String, String> {
-        let Some(class) = &self.pod.spec().runtime_class_name else { return Ok(String::new()) };
-        let text = format!(
-            "Failed to create pod sandbox: runtime class {class:?} is not supported by this node"
-        );
-        self.event(EventType::Warning, "FailedCreatePodSandBox", text.clone());
-        Err(text)
+    /// The handler that the pod's RuntimeClass names; empty for the default one.
+    async fn runtime_handler(&self) -> Result<String, String> {
+        let name = self.pod.spec().runtime_class_name.as_deref().filter(|name| !name.is_empty());
+        let Some(name) = name else { return Ok(String::new()) };
+        let found = self.context.client.get(&RUNTIME_CLASSES, "", name).await;
+        let class = found.map_err(|error| {
+            format!("Failed to create pod sandbox: failed to get sandbox runtime: {}", stdx::chain(&error))
+        })?;
+        Ok(class.str_at(&["handler"]).to_owned())
     }
 
     pub async fn mount(&self) -> Result<Mounted, String> {
