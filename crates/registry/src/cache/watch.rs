@@ -352,7 +352,8 @@ impl WatchStream {
     /// A bookmark, when one is due and everything before it was handed out.
     fn bookmark_at(&mut self, revision: Revision) -> Option<WatchEvent> {
         let end = self.bookmarks.initial_end.is_some_and(|at| revision >= at);
-        if !end && !(self.bookmarks.due && revision > self.bookmarks.last) {
+        let due = self.bookmarks.due && revision > self.bookmarks.last;
+        if !end && !due {
             return None;
         }
         if end {

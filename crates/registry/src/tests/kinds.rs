@@ -231,6 +231,10 @@ fn evictions_spend_the_budget() {
             let (pods, cx) = (pods.clone(), w.cx());
             async move { eviction::evict(&pods, &cx, "ns", name, &DeleteOptions::default(), &AdmitAll).await }
         };
+        let stale = DeleteOptions { precondition_resource_version: Some("2".into()), ..DeleteOptions::default() };
+        let refused = eviction::evict(&pods, &w.cx(), "ns", "b", &stale, &AdmitAll).await.unwrap_err();
+        assert!(refused.is_conflict());
+        w.edit(&budgets, ("ns", "pdb"), "status", |o| o.set_at(&["status", "disruptionsAllowed"], 1)).await.unwrap();
         evict("a").await.unwrap();
         assert!(w.get(&pods, "ns", "a").await.unwrap_err().is_not_found());
         let refused = evict("b").await.unwrap_err();

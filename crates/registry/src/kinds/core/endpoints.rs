@@ -67,8 +67,8 @@ fn address_at(ip: &str, path: &Path, errors: &mut Errors) {
             errors.invalid(path, ip, "must be a valid IP address");
         }
         Ok(ip) if ip.is_loopback() => {
-            let range = if ip.is_ipv4() { "127.0.0.0/8, ::1/128" } else { "127.0.0.0/8, ::1/128" };
-            errors.invalid(path, ip.to_string(), &format!("may not be in the loopback range ({range})"));
+            let why = "may not be in the loopback range (127.0.0.0/8, ::1/128)";
+            errors.invalid(path, ip.to_string(), why);
         }
         Ok(ip) if ip.is_unspecified() => {
             errors.invalid(path, ip.to_string(), &format!("may not be unspecified ({ip})"));

@@ -27,22 +27,19 @@ pub async fn evict(
 ) -> Result<(), Status> {
     let pod = at.get(namespace, name, &Default::default()).await?.object()?;
     let mut options = options.clone();
-    if !ignores_budgets(&pod) {
-        if let Some(budget) = budget_of(at, &pod).await? {
-            let (budgets, budget) = budget;
-            if may_go_unhealthy(&pod, &budget) {
-                options.precondition_resource_version.get_or_insert_with(|| pod.resource_version().into());
-            } else {
-                spend(&budgets, cx, &pod, &budget).await?;
-            }
+    let budget = if ignores_budgets(&pod) { None } else { budget_of(at, &pod).await? };
+    if let Some((budgets, budget)) = budget {
+        if may_go_unhealthy(&pod, &budget) {
+            options.precondition_resource_version.get_or_insert_with(|| pod.resource_version().into());
+        } else {
+            spend(&budgets, cx, &pod, &budget).await?;
         }
     }
-    mark_disrupted(at, cx, &pod).await?;
-    if options.precondition_resource_version.is_some() {
-        // The mark moved the pod on; what counts is that nobody else did.
-        options.precondition_resource_version = None;
-        options.precondition_uid.get_or_insert_with(|| pod.uid().into());
-    }
+    // The mark is written at the version asked for and moves the pod on, so that it is the mark
+    // that keeps the promise.
+    let version = options.precondition_resource_version.take();
+    mark_disrupted(at, cx, &pod, version.as_deref()).await?;
+    options.precondition_uid.get_or_insert_with(|| pod.uid().into());
     at.delete(cx, namespace, name, &options, admission).await.map(|_| ())
 }
 
@@ -144,10 +141,18 @@ fn check(budget: &Object) -> Result<(), Status> {
 }
 
 /// Tells on the pod why it goes.
-async fn mark_disrupted(at: &Arc<Resource>, cx: &RequestContext, pod: &Object) -> Result<(), Status> {
+async fn mark_disrupted(
+    at: &Arc<Resource>,
+    cx: &RequestContext,
+    pod: &Object,
+    version: Option<&str>,
+) -> Result<(), Status> {
     let time = cx.time.rfc3339();
     let change = |current: Option<&Object>| {
-        let mut pod = current.cloned().ok_or_else(|| at.info().not_found(""))?;
+        let mut pod = current.cloned().ok_or_else(|| at.info().not_found(pod.name()))?;
+        if version.is_some_and(|version| version != pod.resource_version()) {
+            return Err(Status::modified(at.info().group(), at.info().resource(), pod.name()));
+        }
         pods::set_condition(
             &mut pod,
             value!({

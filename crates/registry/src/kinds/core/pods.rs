@@ -37,11 +37,10 @@ pub(crate) const FACTS: Facts = Facts {
     validate: |pod, errors| {
         let spec = pod.map_at(&["spec"]).cloned().unwrap_or_default();
         pod_validation::validate(&spec, &Path::new("spec"), errors);
-        if let ("" | "Never" | "OnFailure" | "Always", gates) = (text(&spec, "restartPolicy"), list(&spec, "schedulingGates")) {
-            if !gates.is_empty() && !text(&spec, "nodeName").is_empty() && !pod.is_deleting() {
-                let path = Path::new("spec").child("nodeName");
-                errors.forbidden(&path, "cannot be set until all schedulingGates have been cleared");
-            }
+        let gated = !list(&spec, "schedulingGates").is_empty();
+        if gated && !text(&spec, "nodeName").is_empty() && !pod.is_deleting() {
+            let path = Path::new("spec").child("nodeName");
+            errors.forbidden(&path, "cannot be set until all schedulingGates have been cleared");
         }
     },
     validate_update,
