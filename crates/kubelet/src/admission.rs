@@ -12,12 +12,19 @@ use crate::{
 };
 
 /// The verdict that rejects `pod`, or `None` when it may run beside `others`.
-pub fn check(pod: &Pod, others: &[&Pod], node: Option<&Node>, allocatable: Capacity) -> Option<Verdict> {
-    let refuse = |reason: &str, text: String| Some(Verdict {
-        reason: reason.into(),
-        message: format!("Pod was rejected: {text}"),
-        rejected: true,
-    });
+pub fn check(
+    pod: &Pod,
+    others: &[&Pod],
+    node: Option<&Node>,
+    allocatable: Capacity,
+) -> Option<Verdict> {
+    let refuse = |reason: &str, text: String| {
+        Some(Verdict {
+            reason: reason.into(),
+            message: format!("Pod was rejected: {text}"),
+            rejected: true,
+        })
+    };
     if let Some((reason, text)) = lacks(pod, others, allocatable) {
         return refuse(reason, text);
     }
@@ -25,7 +32,8 @@ pub fn check(pod: &Pod, others: &[&Pod], node: Option<&Node>, allocatable: Capac
         if !matches_node(pod, node) {
             return refuse(
                 "NodeAffinity",
-                "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into(),
+                "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+                    .into(),
             );
         }
     }
@@ -44,11 +52,7 @@ pub fn check(pod: &Pod, others: &[&Pod], node: Option<&Node>, allocatable: Capac
 /// The first resource that does not suffice.
 fn lacks(pod: &Pod, others: &[&Pod], allocatable: Capacity) -> Option<(&'static str, String)> {
     let used = others.iter().map(|pod| Totals::of(pod)).fold((0, 0, 0), |sum, one| {
-        (
-            sum.0 + one.cpu_request,
-            sum.1 + one.memory_request,
-            sum.2 + one.ephemeral_request,
-        )
+        (sum.0 + one.cpu_request, sum.1 + one.memory_request, sum.2 + one.ephemeral_request)
     });
     let wanted = Totals::of(pod);
     let count = others.len() as i64;
@@ -134,7 +138,8 @@ fn matches_node(pod: &Pod, node: &Node) -> bool {
     if !selector.clone().all(|(key, value)| labels.get(key) == Some(value)) {
         return false;
     }
-    let affinity = pod.spec().affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let affinity =
+        pod.spec().affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let required = affinity
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
     required.is_none_or(|required| {
@@ -160,8 +165,12 @@ fn matches(requirement: &NodeSelectorRequirement, labels: &BTreeMap<String, Stri
         "NotIn" => value.is_none_or(|value| !values.contains(value)),
         "Exists" => value.is_some(),
         "DoesNotExist" => value.is_none(),
-        "Gt" => value.and_then(number).zip(values.first().and_then(number)).is_some_and(|(a, b)| a > b),
-        "Lt" => value.and_then(number).zip(values.first().and_then(number)).is_some_and(|(a, b)| a < b),
+        "Gt" => {
+            value.and_then(number).zip(values.first().and_then(number)).is_some_and(|(a, b)| a > b)
+        }
+        "Lt" => {
+            value.and_then(number).zip(values.first().and_then(number)).is_some_and(|(a, b)| a < b)
+        }
         _ => false,
     }
 }
@@ -174,12 +183,17 @@ mod tests {
         serde_json::from_str(&format!(r#"{{"spec":{spec}}}"#)).unwrap()
     }
 
-    const ROOM: Capacity =
-        Capacity { cpu_milli: 1000, memory_bytes: 1 << 30, ephemeral_storage_bytes: 1 << 30, pods: 2 };
+    const ROOM: Capacity = Capacity {
+        cpu_milli: 1000,
+        memory_bytes: 1 << 30,
+        ephemeral_storage_bytes: 1 << 30,
+        pods: 2,
+    };
 
     fn reason(pod: &Pod, others: &[&Pod]) -> Option<String> {
         let node: Node =
-            serde_json::from_str(r#"{"metadata":{"name":"n","labels":{"disk":"ssd","gen":"3"}}}"#).unwrap();
+            serde_json::from_str(r#"{"metadata":{"name":"n","labels":{"disk":"ssd","gen":"3"}}}"#)
+                .unwrap();
         check(pod, others, Some(&node), ROOM).map(|verdict| verdict.reason)
     }
 
@@ -190,9 +204,12 @@ mod tests {
         assert_eq!(reason(&small, &[&small]).as_deref(), Some("OutOfcpu"));
         let idle = pod(r#"{"containers":[{"name":"a"}]}"#);
         assert_eq!(reason(&idle, &[&idle, &idle]).as_deref(), Some("OutOfpods"));
-        let port = pod(r#"{"containers":[{"name":"a","ports":[{"containerPort":1,"hostPort":80}]}]}"#);
+        let port =
+            pod(r#"{"containers":[{"name":"a","ports":[{"containerPort":1,"hostPort":80}]}]}"#);
         assert_eq!(reason(&port, &[&port]).as_deref(), Some("NodePorts"));
-        let odd = pod(r#"{"securityContext":{"sysctls":[{"name":"kernel.msgmax","value":"1"}]},"containers":[]}"#);
+        let odd = pod(
+            r#"{"securityContext":{"sysctls":[{"name":"kernel.msgmax","value":"1"}]},"containers":[]}"#,
+        );
         assert_eq!(reason(&odd, &[]).as_deref(), Some("SysctlForbidden"));
         let elsewhere = pod(r#"{"nodeSelector":{"disk":"hdd"},"containers":[]}"#);
         assert_eq!(reason(&elsewhere, &[]).as_deref(), Some("NodeAffinity"));

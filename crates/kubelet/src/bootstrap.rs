@@ -178,7 +178,13 @@ pub async fn serving(
 }
 
 /// Renews for ever, each time after four fifths of the certificate's life.
-async fn renew(env: &Env, client: &Client, wanted: &Wanted, mut pair: Pair, install: impl Fn(&Pair)) {
+async fn renew(
+    env: &Env,
+    client: &Client,
+    wanted: &Wanted,
+    mut pair: Pair,
+    install: impl Fn(&Pair),
+) {
     loop {
         let now = env.now();
         let spread = Duration::from_secs(env.random_u64() % 60);
@@ -307,7 +313,8 @@ async fn issued(env: &Env, client: &Client, name: &str) -> Result<Vec<u8>, Error
             return Err(refused(format!("the request {name} was deleted")));
         };
         for condition in object.list_at(&["status", "conditions"]) {
-            let field = |field: &str| condition.get(field).and_then(|v| v.as_str()).unwrap_or_default();
+            let field =
+                |field: &str| condition.get(field).and_then(|v| v.as_str()).unwrap_or_default();
             if matches!(field("type"), "Denied" | "Failed") {
                 let (kind, why) = (field("type"), field("message"));
                 return Err(refused(format!("the request {name} is {kind}: {why}")));
@@ -316,7 +323,8 @@ async fn issued(env: &Env, client: &Client, name: &str) -> Result<Vec<u8>, Error
         let certificate = object.str_at(&["status", "certificate"]);
         if !certificate.is_empty() {
             let decoded = BASE64_STANDARD.decode(certificate);
-            return decoded.map_err(|_| refused(format!("the certificate of {name} is not base64")));
+            return decoded
+                .map_err(|_| refused(format!("the certificate of {name} is not base64")));
         }
     }
     Err(refused("the watch of the request ended".into()))
@@ -372,7 +380,8 @@ mod tests {
         let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
         use x509_parser::prelude::FromDer;
         let (_, request) =
-            x509_parser::certification_request::X509CertificationRequest::from_der(&block.contents).unwrap();
+            x509_parser::certification_request::X509CertificationRequest::from_der(&block.contents)
+                .unwrap();
         let subject = request.certification_request_info.subject.to_string();
         assert_eq!(subject, "O=system:nodes, CN=system:node:node-1");
         assert!(pem.contains("CERTIFICATE REQUEST"));

@@ -20,8 +20,7 @@ pub const NODES: Resource = Resource::cluster("", "v1", "nodes", "Node");
 pub const SERVICES: Resource = Resource::namespaced("", "v1", "services", "Service");
 pub const RUNTIME_CLASSES: Resource =
     Resource::cluster("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass");
-pub const LEASES: Resource =
-    Resource::namespaced("coordination.k8s.io", "v1", "leases", "Lease");
+pub const LEASES: Resource = Resource::namespaced("coordination.k8s.io", "v1", "leases", "Lease");
 
 pub struct Context {
     pub env: Env,

@@ -120,7 +120,10 @@ pub fn container(
         envs: inputs
             .variables
             .iter()
-            .map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone().into_bytes() })
+            .map(|(key, value)| v1::KeyValue {
+                key: key.clone(),
+                value: value.clone().into_bytes(),
+            })
             .collect(),
         mounts: mounts(pod, container, inputs)?,
         devices: Vec::new(),
@@ -154,7 +157,11 @@ fn stop_signal(container: &Container) -> i32 {
     signal.unwrap_or_default() as i32
 }
 
-fn annotations(pod: &Pod, container: &Container, inputs: &ContainerInputs) -> Vec<(String, String)> {
+fn annotations(
+    pod: &Pod,
+    container: &Container,
+    inputs: &ContainerInputs,
+) -> Vec<(String, String)> {
     let mut list = vec![
         (keys::HASH, container_hash(container)),
         (keys::RESTART_COUNT, inputs.restart_count.to_string()),
@@ -269,12 +276,17 @@ mod tests {
             hosts_file: Some("/h/hosts".into()),
             termination_log: "/h/log".into(),
         };
-        let made = container(&pod, &pod.spec().containers[0], &inputs, &KubeletConfig::new("n")).unwrap();
+        let made =
+            container(&pod, &pod.spec().containers[0], &inputs, &KubeletConfig::new("n")).unwrap();
         assert_eq!(made.command, ["run", "b"]);
         assert_eq!(made.log_path, "app/3.log");
         assert_eq!(made.labels[keys::POD_UID], "u");
         assert_eq!(made.annotations[keys::RESTART_COUNT], "3");
-        let inside: Vec<_> = made.mounts.iter().map(|m| (m.container_path.as_str(), m.readonly)).collect();
-        assert_eq!(inside, [("/etc/c", true), ("/etc/hosts", false), ("/dev/termination-log", false)]);
+        let inside: Vec<_> =
+            made.mounts.iter().map(|m| (m.container_path.as_str(), m.readonly)).collect();
+        assert_eq!(
+            inside,
+            [("/etc/c", true), ("/etc/hosts", false), ("/dev/termination-log", false)]
+        );
     }
 }

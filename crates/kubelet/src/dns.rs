@@ -148,7 +148,10 @@ mod tests {
         let none = of(
             r#"{"containers":[],"dnsPolicy":"None","dnsConfig":{"nameservers":["192.0.2.9"],"options":[{"name":"ndots","value":"2"}]}}"#,
         );
-        assert_eq!((none.servers, none.options), (vec!["192.0.2.9".into()], vec!["ndots:2".into()]));
+        assert_eq!(
+            (none.servers, none.options),
+            (vec!["192.0.2.9".into()], vec!["ndots:2".into()])
+        );
     }
 
     #[test]

@@ -130,8 +130,9 @@ mod tests {
         let get = |resource: &str, divisor: &str| {
             let source = ResourceFieldSelector {
                 resource: resource.into(),
-                divisor: (!divisor.is_empty())
-                    .then(|| k8s_openapi::apimachinery::pkg::api::resource::Quantity(divisor.into())),
+                divisor: (!divisor.is_empty()).then(|| {
+                    k8s_openapi::apimachinery::pkg::api::resource::Quantity(divisor.into())
+                }),
                 container_name: None,
             };
             container_resource(&pod(), "c", &source, &config).unwrap()

@@ -114,7 +114,10 @@ async fn from_source(
     } else if let Some(source) = &source.secret_key_ref {
         (Kind::Secret, &source.name, &source.key, source.optional == Some(true))
     } else {
-        return Err(format!("the source of variable {:?} is not supported by this node", variable.name));
+        return Err(format!(
+            "the source of variable {:?} is not supported by this node",
+            variable.name
+        ));
     };
     let Some(object) = fetch(context, pod, kind, name, optional, wake).await? else {
         return Ok(None);

@@ -29,11 +29,16 @@ pub fn resolve_port(port: &IntOrString, container: &Container) -> Result<u16, St
             match (named, name.parse()) {
                 (Some(port), _) => port.container_port,
                 (None, Ok(number)) => number,
-                (None, Err(_)) => return Err(format!("couldn't find port: {name:?} in {:?}", container.name)),
+                (None, Err(_)) => {
+                    return Err(format!("couldn't find port: {name:?} in {:?}", container.name));
+                }
             }
         }
     };
-    u16::try_from(number).ok().filter(|&port| port > 0).ok_or(format!("invalid port number: {number}"))
+    u16::try_from(number)
+        .ok()
+        .filter(|&port| port > 0)
+        .ok_or(format!("invalid port number: {number}"))
 }
 
 /// Where the pod's own address is, when an action names no host.

@@ -66,7 +66,8 @@ impl Images {
 
     fn note_failure(&self, key: (String, String), at: Timestamp, message: String) -> Timestamp {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let failure = failures.entry(key).or_insert(PullFailure { count: 0, at, message: String::new() });
+        let failure =
+            failures.entry(key).or_insert(PullFailure { count: 0, at, message: String::new() });
         failure.count += 1;
         failure.at = at;
         failure.message = message;
@@ -207,7 +208,13 @@ async fn pull(
                 let bytes = found.map_or(0, |image| image.size);
                 return Ok((reference, bytes));
             }
-            Err(status) => last = format!("rpc error: code = {} desc = {}", code_name(status.code()), status.message()),
+            Err(status) => {
+                last = format!(
+                    "rpc error: code = {} desc = {}",
+                    code_name(status.code()),
+                    status.message()
+                )
+            }
         }
     }
     Err(last)

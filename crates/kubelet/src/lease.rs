@@ -43,9 +43,8 @@ async fn renew(context: &Context, known: Option<Object>) -> Result<Object, Error
         None => context.client.find(&LEASES, NAMESPACE, node).await?,
     };
     let exists = found.is_some();
-    let mut lease = found.unwrap_or_else(|| {
-        Object::new("coordination.k8s.io/v1", "Lease", NAMESPACE, node)
-    });
+    let mut lease =
+        found.unwrap_or_else(|| Object::new("coordination.k8s.io/v1", "Lease", NAMESPACE, node));
     lease.set_at(&["spec", "holderIdentity"], node.as_str());
     let seconds = context.config.lease_duration.as_secs() as i64;
     lease.set_at(&["spec", "leaseDurationSeconds"], seconds);

@@ -35,7 +35,8 @@ async fn rotate_all(context: &Context) -> u64 {
     let root = context.config.log_dir.clone();
     let found = context.env.blocking(move || current_logs(&root)).await.unwrap_or_default();
     let total = found.iter().map(|(_, bytes)| bytes).sum();
-    let large = found.into_iter().filter(|(_, bytes)| *bytes > context.config.container_log_max_bytes);
+    let large =
+        found.into_iter().filter(|(_, bytes)| *bytes > context.config.container_log_max_bytes);
     let large: Vec<PathBuf> = large.map(|(path, _)| path).collect();
     if large.is_empty() {
         return total;
@@ -148,7 +149,12 @@ mod tests {
         names.sort();
         assert_eq!(
             names,
-            ["0.log", "0.log.20260101-000002.gz", "0.log.20260101-000003.gz", "0.log.20260101-000004"]
+            [
+                "0.log",
+                "0.log.20260101-000002.gz",
+                "0.log.20260101-000003.gz",
+                "0.log.20260101-000004"
+            ]
         );
         let stamp = aside(&path, Timestamp::parse("2026-01-02T15:04:05Z").unwrap());
         assert!(stamp.to_string_lossy().ends_with("0.log.20260102-150405"));

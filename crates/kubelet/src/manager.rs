@@ -48,13 +48,8 @@ impl Manager {
             field_selector: format!("spec.nodeName={}", context.config.node_name),
             ..InformerOptions::default()
         };
-        let informer = Informer::start(
-            &context.env,
-            context.client.clone(),
-            &PODS,
-            options,
-            cancel.clone(),
-        );
+        let informer =
+            Informer::start(&context.env, context.client.clone(), &PODS, options, cancel.clone());
         Self { context, pods: Arc::default(), informer }
     }
 
@@ -65,7 +60,8 @@ impl Manager {
             return;
         }
         // Secrets and services must be known before containers learn of them.
-        let _ = self.context.env.timeout(Duration::from_secs(5), self.context.services.synced()).await;
+        let _ =
+            self.context.env.timeout(Duration::from_secs(5), self.context.services.synced()).await;
         let watcher = self.clone();
         let runtime_events = self.context.env.spawn("runtime events", async move {
             watcher.watch_runtime().await;
@@ -136,7 +132,12 @@ impl Manager {
         let verdict = self.admit(&pod, &pods);
         if let Some(verdict) = &verdict {
             let kind = client::events::EventType::Warning;
-            self.context.pod_event(&pod, kind, &verdict.reason, verdict.message.trim_start_matches("Pod was rejected: "));
+            self.context.pod_event(
+                &pod,
+                kind,
+                &verdict.reason,
+                verdict.message.trim_start_matches("Pod was rejected: "),
+            );
         }
         let rejected = verdict.is_some();
         let (worker, sender) = PodWorker::new(self.context.clone(), pod.clone(), verdict, false);
@@ -182,8 +183,13 @@ impl Manager {
                 return;
             }
         };
-        let wanted: BTreeMap<String, ()> =
-            self.informer.lister().all().iter().map(|cached| (cached.uid.to_string(), ())).collect();
+        let wanted: BTreeMap<String, ()> = self
+            .informer
+            .lister()
+            .all()
+            .iter()
+            .map(|cached| (cached.uid.to_string(), ()))
+            .collect();
         for (uid, (namespace, name)) in &known {
             if wanted.contains_key(uid) {
                 continue;

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use client::{Patch, events::{EventType, ObjectReference}};
+use client::{
+    Patch,
+    events::{EventType, ObjectReference},
+};
 use cri::v1;
 use machinery::{Map, Object, Value, value};
 use stdx::{CancellationToken, Timestamp, backoff::Backoff, chain};
@@ -197,7 +200,10 @@ impl Reporter {
     async fn report(&mut self, heartbeat: bool) -> Result<bool, Error> {
         let health = health(&self.context).await;
         let ready = health.trouble.is_empty();
-        let fingerprint = self.status(&RuntimeHealth { images: health.images.clone(), ..health.clone() }, Some(Timestamp::from_secs(0)));
+        let fingerprint = self.status(
+            &RuntimeHealth { images: health.images.clone(), ..health.clone() },
+            Some(Timestamp::from_secs(0)),
+        );
         if !heartbeat && self.last.as_ref() == Some(&fingerprint) {
             return Ok(ready);
         }
@@ -238,8 +244,11 @@ impl Reporter {
         let context = &self.context;
         let config = &context.config;
         let now = at.unwrap_or_else(|| context.env.now()).rfc3339();
-        let (runtime, version) =
-            context.runtime_version.get().cloned().unwrap_or_else(|| ("unknown".into(), String::new()));
+        let (runtime, version) = context
+            .runtime_version
+            .get()
+            .cloned()
+            .unwrap_or_else(|| ("unknown".into(), String::new()));
         let mut addresses: Vec<Value> = config
             .addresses
             .iter()
@@ -321,7 +330,12 @@ fn conditions(health: &RuntimeHealth, now: &str) -> serde_json::Value {
     };
     serde_json::json!([
         condition("MemoryPressure", false, "KubeletHasSufficientMemory", memory),
-        condition("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        condition(
+            "DiskPressure",
+            false,
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure"
+        ),
         condition("PIDPressure", false, "KubeletHasSufficientPID", pids),
         ready,
     ])
@@ -330,7 +344,9 @@ fn conditions(health: &RuntimeHealth, now: &str) -> serde_json::Value {
 /// A condition whose status is as before keeps the time of its last transition.
 fn keep_transitions(status: &mut Value, existing: &Object) {
     let old = existing.list_at(&["status", "conditions"]);
-    let Some(Value::List(conditions)) = status.as_map_mut().and_then(|map| map.get_mut("conditions")) else {
+    let Some(Value::List(conditions)) =
+        status.as_map_mut().and_then(|map| map.get_mut("conditions"))
+    else {
         return;
     };
     for condition in std::sync::Arc::make_mut(conditions) {
@@ -341,7 +357,8 @@ fn keep_transitions(status: &mut Value, existing: &Object) {
             text(known, "type") == text(condition, "type")
                 && text(known, "status") == text(condition, "status")
         });
-        let since = same.map(|known| text(known, "lastTransitionTime")).filter(|since| !since.is_empty());
+        let since =
+            same.map(|known| text(known, "lastTransitionTime")).filter(|since| !since.is_empty());
         if let (Some(since), Some(map)) = (since, condition.as_map_mut()) {
             map.insert("lastTransitionTime", since);
         }
@@ -378,7 +395,10 @@ async fn health(context: &Context) -> RuntimeHealth {
 
 fn trouble(answer: &v1::StatusResponse) -> String {
     let conditions = answer.status.as_ref().map(|status| status.conditions.as_slice());
-    for (kind, what) in [("RuntimeReady", "container runtime not ready"), ("NetworkReady", "container runtime network not ready")] {
+    for (kind, what) in [
+        ("RuntimeReady", "container runtime not ready"),
+        ("NetworkReady", "container runtime network not ready"),
+    ] {
         let found = conditions.unwrap_or_default().iter().find(|c| c.r#type == kind);
         match found {
             Some(condition) if condition.status => {}
@@ -426,11 +446,17 @@ mod tests {
         };
         let answer = |network: bool| v1::StatusResponse {
             status: Some(v1::RuntimeStatus {
-                conditions: vec![condition("RuntimeReady", true), condition("NetworkReady", network)],
+                conditions: vec![
+                    condition("RuntimeReady", true),
+                    condition("NetworkReady", network),
+                ],
             }),
             ..v1::StatusResponse::default()
         };
         assert_eq!(trouble(&answer(true)), "");
-        assert!(trouble(&answer(false)).starts_with("container runtime network not ready: NetworkReady=false"));
+        assert!(
+            trouble(&answer(false))
+                .starts_with("container runtime network not ready: NetworkReady=false")
+        );
     }
 }

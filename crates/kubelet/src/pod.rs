@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use client::events::ObjectReference;
-pub use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use k8s_openapi::api::core::v1::ContainerRestartRule;
+pub use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sha2::{Digest, Sha256};
 use stdx::Timestamp;
@@ -138,10 +138,9 @@ pub fn take_in(mut pod: Pod) -> Pod {
     for ephemeral in spec.ephemeral_containers.iter().flatten() {
         let converted = serde_json::to_value(ephemeral).and_then(serde_json::from_value);
         match converted {
-            Ok(container) => spec.containers.push(Container {
-                restart_policy: Some(EPHEMERAL.into()),
-                ..container
-            }),
+            Ok(container) => spec
+                .containers
+                .push(Container { restart_policy: Some(EPHEMERAL.into()), ..container }),
             Err(error) => tracing::error!(%error, "an ephemeral container cannot be read"),
         }
     }
@@ -306,9 +305,8 @@ mod tests {
     #[test]
     fn class_of_service_follows_requests_and_limits() {
         let pod = |resources: &str| -> Pod {
-            let text = format!(
-                r#"{{"spec":{{"containers":[{{"name":"a","resources":{resources}}}]}}}}"#
-            );
+            let text =
+                format!(r#"{{"spec":{{"containers":[{{"name":"a","resources":{resources}}}]}}}}"#);
             serde_json::from_str(&text).unwrap()
         };
         assert_eq!(Qos::of(&pod("{}")), Qos::BestEffort);

@@ -37,10 +37,19 @@ pub enum Message {
     Refresh,
     Refreshed(Result<Mounted, String>),
     SandboxMade(Result<Mounted, String>),
-    Started { name: String, result: Result<Mounted, Refused> },
-    Killed { container_id: String },
-    Stopped { id: String },
-    Removed { id: String },
+    Started {
+        name: String,
+        result: Result<Mounted, Refused>,
+    },
+    Killed {
+        container_id: String,
+    },
+    Stopped {
+        id: String,
+    },
+    Removed {
+        id: String,
+    },
     Cleaned(bool),
     StatusWritten(Result<Box<Pod>, client::Error>),
     Deleted(Result<(), client::Error>),
@@ -168,7 +177,9 @@ impl PodWorker {
         let lists = [&status.init_container_statuses, &status.container_statuses];
         for reported in lists.into_iter().flatten().flatten() {
             let id = reported.container_id.as_deref().and_then(|id| id.split_once("://"));
-            let Some(container) = id.and_then(|(_, id)| self.runtime.container(id)) else { continue };
+            let Some(container) = id.and_then(|(_, id)| self.runtime.container(id)) else {
+                continue;
+            };
             if container.is_running() {
                 let results = self.probes.entry(container.id.clone()).or_default();
                 results.startup = (reported.started == Some(true)).then_some(true);
@@ -343,10 +354,8 @@ impl PodWorker {
         self.in_flight.deleting = true;
         let (client, pod) = (self.context.client.clone(), self.pod.clone());
         self.spawn("delete pod", async move {
-            let options = DeleteOptions {
-                grace_period_seconds: Some(0),
-                ..DeleteOptions::of_uid(pod.uid())
-            };
+            let options =
+                DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::of_uid(pod.uid()) };
             let deleted = client.delete(&PODS, pod.namespace(), pod.name(), &options).await;
             Message::Deleted(deleted.map(drop))
         });
@@ -593,7 +602,12 @@ impl PodWorker {
             Err(refused) => {
                 self.memory.start_retry_at.insert(name.clone(), refused.retry_at);
                 let Failure { reason, message } = &refused.failure;
-                tracing::info!(container = name, reason, message, "the container cannot be started");
+                tracing::info!(
+                    container = name,
+                    reason,
+                    message,
+                    "the container cannot be started"
+                );
                 self.memory.failures.insert(name, refused.failure);
             }
         }

@@ -15,7 +15,11 @@ const MAX_SHARES: i64 = 262_144;
 const MIN_QUOTA_US: i64 = 1000;
 
 /// What the runtime is told for one container.
-pub fn of_container(pod: &Pod, container: &Container, config: &KubeletConfig) -> LinuxContainerResources {
+pub fn of_container(
+    pod: &Pod,
+    container: &Container,
+    config: &KubeletConfig,
+) -> LinuxContainerResources {
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|resources| resources.limits.as_ref());
     let requests = resources.and_then(|resources| resources.requests.as_ref());
@@ -59,7 +63,8 @@ pub struct Totals {
 
 impl Totals {
     pub fn of(pod: &Pod) -> Self {
-        let mut steady = Self { all_cpu_limited: true, all_memory_limited: true, ..Self::default() };
+        let mut steady =
+            Self { all_cpu_limited: true, all_memory_limited: true, ..Self::default() };
         let mut peak = Self::default();
         for (container, role) in pod.all_containers() {
             let one = Self::of_one(container);
@@ -189,11 +194,9 @@ mod tests {
 
     #[test]
     fn an_init_container_counts_by_its_peak() {
-        let pod = pod(
-            r#"{"initContainers":[{"name":"i","resources":{"requests":{"cpu":"3"}}},
+        let pod = pod(r#"{"initContainers":[{"name":"i","resources":{"requests":{"cpu":"3"}}},
                 {"name":"s","restartPolicy":"Always","resources":{"requests":{"cpu":"1"}}}],
-                "containers":[{"name":"a","resources":{"requests":{"cpu":"1"}}}]}"#,
-        );
+                "containers":[{"name":"a","resources":{"requests":{"cpu":"1"}}}]}"#);
         assert_eq!(Totals::of(&pod).cpu_request, 3000);
     }
 

@@ -233,7 +233,10 @@ fn read_container(status: v1::ContainerStatus, item: &v1::Container) -> Containe
                 .then_some(status.log_path.as_str()),
             status.message,
         ),
-        image: status.image.map(|image| first_of(image.user_specified_image, image.image)).unwrap_or_default(),
+        image: status
+            .image
+            .map(|image| first_of(image.user_specified_image, image.image))
+            .unwrap_or_default(),
         image_ref: first_of(status.image_ref, status.image_id),
         hash: annotation(keys::HASH),
         log_path: status.log_path,

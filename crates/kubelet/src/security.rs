@@ -158,7 +158,10 @@ fn capabilities(own: &SecurityContext) -> v1::Capability {
     }
 }
 
-fn must_not_be_root(run_as_user: Option<i64>, image_user: (Option<i64>, &str)) -> Result<(), String> {
+fn must_not_be_root(
+    run_as_user: Option<i64>,
+    image_user: (Option<i64>, &str),
+) -> Result<(), String> {
     match (run_as_user, image_user) {
         (Some(0), _) => Err("container's runAsUser breaks non-root policy".into()),
         (Some(_), _) => Ok(()),
@@ -202,7 +205,10 @@ mod tests {
         let default = ProfileType::RuntimeDefault as i32;
         let none = ProfileType::Unconfined as i32;
         assert_eq!(kind(r#"{"containers":[{"name":"a"}]}"#), default);
-        assert_eq!(kind(r#"{"containers":[{"name":"a","securityContext":{"privileged":true}}]}"#), none);
+        assert_eq!(
+            kind(r#"{"containers":[{"name":"a","securityContext":{"privileged":true}}]}"#),
+            none
+        );
         let explicit = r#"{"containers":[{"name":"a","securityContext":{"seccompProfile":{"type":"Unconfined"}}}]}"#;
         assert_eq!(kind(explicit), none);
     }

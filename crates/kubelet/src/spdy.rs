@@ -14,15 +14,41 @@ pub type Headers = Vec<(String, String)>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    SynStream { stream: u32, headers: Headers, fin: bool },
-    SynReply { stream: u32, headers: Headers, fin: bool },
-    RstStream { stream: u32, code: u32 },
-    Ping { id: u32 },
-    GoAway { last_stream: u32, code: u32 },
-    Headers { stream: u32, headers: Headers, fin: bool },
-    Data { stream: u32, bytes: Bytes, fin: bool },
+    SynStream {
+        stream: u32,
+        headers: Headers,
+        fin: bool,
+    },
+    SynReply {
+        stream: u32,
+        headers: Headers,
+        fin: bool,
+    },
+    RstStream {
+        stream: u32,
+        code: u32,
+    },
+    Ping {
+        id: u32,
+    },
+    GoAway {
+        last_stream: u32,
+        code: u32,
+    },
+    Headers {
+        stream: u32,
+        headers: Headers,
+        fin: bool,
+    },
+    Data {
+        stream: u32,
+        bytes: Bytes,
+        fin: bool,
+    },
     /// Settings and window updates, which peers of this protocol use carry nothing for us in.
-    Other { kind: u16 },
+    Other {
+        kind: u16,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -177,7 +203,9 @@ impl Decoder {
                 Err(error) => return Err(CodecError::Decompress(error)),
                 Ok(Status::StreamEnd) => return Err(CodecError::Malformed("compression ended")),
                 Ok(_) if block.is_empty() && made < chunk.len() => return Ok(plain),
-                Ok(_) if used == 0 && made == 0 => return Err(CodecError::Malformed("compression stalls")),
+                Ok(_) if used == 0 && made == 0 => {
+                    return Err(CodecError::Malformed("compression stalls"));
+                }
                 Ok(_) => {}
             }
         }
@@ -191,7 +219,8 @@ fn parse_headers(mut plain: &[u8]) -> Option<Headers> {
         let name = take_text(&mut plain)?;
         let values = take_text(&mut plain)?;
         // Several values of one name are joined by zero bytes; callers here use one.
-        headers.push((name.to_lowercase(), values.split('\0').next().unwrap_or_default().to_owned()));
+        headers
+            .push((name.to_lowercase(), values.split('\0').next().unwrap_or_default().to_owned()));
     }
     Some(headers)
 }
@@ -271,7 +300,9 @@ impl Encoder {
         let mut chunk = [0u8; 4096];
         loop {
             let (before_in, before_out) = (self.zlib.total_in(), self.zlib.total_out());
-            self.zlib.compress(rest, &mut chunk, FlushCompress::Sync).map_err(CodecError::Compress)?;
+            self.zlib
+                .compress(rest, &mut chunk, FlushCompress::Sync)
+                .map_err(CodecError::Compress)?;
             rest = &rest[(self.zlib.total_in() - before_in) as usize..];
             let made = (self.zlib.total_out() - before_out) as usize;
             out.extend_from_slice(&chunk[..made]);

@@ -109,7 +109,9 @@ impl Reader {
         let mut buffer = BytesMut::new();
         while let Some(bytes) = incoming.next().await {
             buffer.extend_from_slice(&bytes.map_err(|error| error.to_string())?);
-            while let Some(frame) = decoder.decode(&mut buffer).map_err(|error| error.to_string())? {
+            while let Some(frame) =
+                decoder.decode(&mut buffer).map_err(|error| error.to_string())?
+            {
                 if self.take(frame).await.is_err() {
                     return Ok(());
                 }

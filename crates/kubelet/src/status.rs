@@ -208,7 +208,9 @@ fn skipped_init(input: &StatusInput, role: Role, mut status: ContainerStatus) ->
         status.state = Some(ContainerState {
             terminated: Some(ContainerStateTerminated {
                 reason: Some("Completed".into()),
-                message: Some("The runtime no longer has the container; later ones have started".into()),
+                message: Some(
+                    "The runtime no longer has the container; later ones have started".into(),
+                ),
                 ..ContainerStateTerminated::default()
             }),
             ..ContainerState::default()
@@ -228,9 +230,7 @@ fn show_waiting(
     let Some(failure) = input.memory.failures.get(&spec.name) else { return };
     let wanted = match latest {
         None => true,
-        Some(c) if c.state == State::Exited => {
-            should_restart(input.pod, spec, role, c.exit_code)
-        }
+        Some(c) if c.state == State::Exited => should_restart(input.pod, spec, role, c.exit_code),
         Some(c) => !c.is_running(),
     };
     if !wanted || worker::is_ending(input.pod, input.runtime, input.memory) {
@@ -311,11 +311,7 @@ fn set_readiness(
 }
 
 /// The phase, by upstream's rules.
-fn phase(
-    input: &StatusInput,
-    init: &[ContainerStatus],
-    mains: &[ContainerStatus],
-) -> &'static str {
+fn phase(input: &StatusInput, init: &[ContainerStatus], mains: &[ContainerStatus]) -> &'static str {
     let pod = input.pod;
     // A phase that was final stays.
     match pod.phase() {
@@ -529,9 +525,12 @@ fn containers_ready(
         .filter(|(_, (_, role))| *role == Role::Sidecar)
         .map(|(status, _)| status);
     // Named in the order of the spec.
-    let in_order = input.pod.spec().containers.iter().filter_map(|spec| {
-        mains.iter().find(|status| status.name == spec.name)
-    });
+    let in_order = input
+        .pod
+        .spec()
+        .containers
+        .iter()
+        .filter_map(|spec| mains.iter().find(|status| status.name == spec.name));
     let unready: Vec<&str> = sidecars
         .chain(in_order)
         .filter(|status| !status.ready)
@@ -556,8 +555,9 @@ fn ready(pod: &Pod, old: &PodStatus, containers_ready: &Verdict) -> Verdict {
         let kind = &gate.condition_type;
         let found = old.conditions.iter().flatten().find(|c| &c.type_ == kind);
         match found {
-            None => missing
-                .push(format!("corresponding condition of pod readiness gate {kind:?} does not exist.")),
+            None => missing.push(format!(
+                "corresponding condition of pod readiness gate {kind:?} does not exist."
+            )),
             Some(c) if c.status != "True" => missing.push(format!(
                 "the status of pod readiness gate {kind:?} is not \"True\", but {}",
                 c.status

@@ -88,7 +88,9 @@ mod tests {
     fn diff(old: &str, new: &str) -> String {
         let wanted = pod(new).status.unwrap();
         let patch = patch(&pod(old), &wanted);
-        patch.map_or(String::new(), |patch| serde_json::to_string(patch.get("status").unwrap()).unwrap())
+        patch.map_or(String::new(), |patch| {
+            serde_json::to_string(patch.get("status").unwrap()).unwrap()
+        })
     }
 
     #[test]
@@ -103,7 +105,8 @@ mod tests {
     #[test]
     fn merged_lists_name_what_changed_and_what_is_gone() {
         let old = r#"{"conditions":[{"type":"Ready","status":"False","reason":"r"},{"type":"A","status":"True"}]}"#;
-        let new = r#"{"conditions":[{"type":"Ready","status":"True"},{"type":"A","status":"True"}]}"#;
+        let new =
+            r#"{"conditions":[{"type":"Ready","status":"True"},{"type":"A","status":"True"}]}"#;
         assert_eq!(
             diff(old, new),
             r#"{"conditions":[{"reason":null,"status":"True","type":"Ready"}]}"#

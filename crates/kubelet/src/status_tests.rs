@@ -1,5 +1,8 @@
 use super::*;
-use crate::{runtime_state::Sandbox, worker::{Failure, ProbeResults}};
+use crate::{
+    runtime_state::Sandbox,
+    worker::{Failure, ProbeResults},
+};
 
 struct Case {
     pod: Pod,
@@ -30,19 +33,22 @@ fn case(spec: &str) -> Case {
 
 impl Case {
     fn container(&mut self, name: &str, state: State, code: i32, restarts: u32) {
-        self.runtime.containers.insert(0, Container {
-            id: format!("{name}{restarts}"),
-            name: name.into(),
-            sandbox_id: "s".into(),
-            state,
-            exit_code: code,
-            restart_count: restarts,
-            created_at: 1_790_000_000_000_000_000 + i64::from(restarts),
-            started_at: 1_790_000_000_000_000_000,
-            finished_at: 1_790_000_001_000_000_000,
-            reason: if code == 0 { "Completed".into() } else { "Error".into() },
-            ..Container::default()
-        });
+        self.runtime.containers.insert(
+            0,
+            Container {
+                id: format!("{name}{restarts}"),
+                name: name.into(),
+                sandbox_id: "s".into(),
+                state,
+                exit_code: code,
+                restart_count: restarts,
+                created_at: 1_790_000_000_000_000_000 + i64::from(restarts),
+                started_at: 1_790_000_000_000_000_000,
+                finished_at: 1_790_000_001_000_000_000,
+                reason: if code == 0 { "Completed".into() } else { "Error".into() },
+                ..Container::default()
+            },
+        );
     }
 
     fn status(&self) -> PodStatus {
@@ -85,7 +91,8 @@ impl Case {
     }
 }
 
-const TWO: &str = r#"{"containers":[{"name":"b","image":"i"},{"name":"a","image":"i","readinessProbe":{}}]}"#;
+const TWO: &str =
+    r#"{"containers":[{"name":"b","image":"i"},{"name":"a","image":"i","readinessProbe":{}}]}"#;
 
 #[test]
 fn a_pod_on_its_way() {
@@ -104,7 +111,8 @@ fn a_pod_on_its_way() {
         case.summary(),
         "Running Initialized=True: Ready=False:ContainersNotReady a:runningx0 b:runningx0"
     );
-    case.probes.insert("a0".into(), ProbeResults { readiness: Some(true), ..ProbeResults::default() });
+    case.probes
+        .insert("a0".into(), ProbeResults { readiness: Some(true), ..ProbeResults::default() });
     assert_eq!(case.summary(), "Running Initialized=True: Ready=True: a:runningx0 b:runningx0");
     let status = case.status();
     assert_eq!(status.pod_ip.as_deref(), Some("10.0.0.1"));
@@ -116,7 +124,10 @@ fn a_pod_on_its_way() {
 fn a_crash_loop_is_shown_as_waiting() {
     let mut case = case(r#"{"containers":[{"name":"a","image":"i"}]}"#);
     case.container("a", State::Exited, 7, 0);
-    assert_eq!(case.summary(), "Running Initialized=True: Ready=False:ContainersNotReady a:ended(7)x0");
+    assert_eq!(
+        case.summary(),
+        "Running Initialized=True: Ready=False:ContainersNotReady a:ended(7)x0"
+    );
     case.container("a", State::Exited, 8, 1);
     let failure = Failure { reason: "CrashLoopBackOff".into(), message: "m".into() };
     case.memory.failures.insert("a".into(), failure);
@@ -165,7 +176,10 @@ fn a_rejected_pod_has_failed() {
         rejected: true,
     });
     let status = case.status();
-    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("OutOfcpu"))
+    );
     assert!(status.container_statuses.is_none());
 }
 

@@ -38,7 +38,13 @@ impl Job {
         self.context.pod_event(&self.pod, kind, reason, message);
     }
 
-    fn container_event(&self, name: &str, kind: EventType, reason: &str, message: impl Into<String>) {
+    fn container_event(
+        &self,
+        name: &str,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         self.context.container_event(&self.pod, name, kind, reason, message);
     }
 
@@ -71,7 +77,10 @@ impl Job {
         let Some(name) = name else { return Ok(String::new()) };
         let found = self.context.client.get(&RUNTIME_CLASSES, "", name).await;
         let class = found.map_err(|error| {
-            format!("Failed to create pod sandbox: failed to get sandbox runtime: {}", stdx::chain(&error))
+            format!(
+                "Failed to create pod sandbox: failed to get sandbox runtime: {}",
+                stdx::chain(&error)
+            )
         })?;
         Ok(class.str_at(&["handler"]).to_owned())
     }
@@ -86,7 +95,8 @@ impl Job {
 
     async fn sandbox_config(&self, attempt: u32) -> Result<v1::PodSandboxConfig, String> {
         let context = self.context.clone();
-        let logs = context.config.pod_log_dir(self.pod.namespace(), self.pod.name(), self.pod.uid());
+        let logs =
+            context.config.pod_log_dir(self.pod.namespace(), self.pod.name(), self.pod.uid());
         let resolv_conf = context.config.resolv_conf.clone();
         let prepared = context.env.blocking(move || {
             let made = std::fs::create_dir_all(&logs);
@@ -114,7 +124,12 @@ impl Job {
             images::ensure(&self.context, &self.pod, spec, &secrets, &self.cancel).await?;
         let config = self.describe(spec, restart_count, sandbox, &mounted, image_ref).await;
         let config = config.map_err(|text| {
-            self.container_event(&spec.name, EventType::Warning, "Failed", format!("Error: {text}"));
+            self.container_event(
+                &spec.name,
+                EventType::Warning,
+                "Failed",
+                format!("Error: {text}"),
+            );
             self.refuse("CreateContainerConfigError", text)
         })?;
         let id = self.create(spec, sandbox, config).await?;
@@ -122,7 +137,12 @@ impl Job {
         let request = v1::StartContainerRequest { container_id: id.clone() };
         if let Err(status) = self.context.runtime.clone().start_container(request).await {
             let text = rpc_error(&status);
-            self.container_event(&spec.name, EventType::Warning, "Failed", format!("Error: {text}"));
+            self.container_event(
+                &spec.name,
+                EventType::Warning,
+                "Failed",
+                format!("Error: {text}"),
+            );
             return Err(self.refuse("RunContainerError", text));
         }
         self.container_event(&spec.name, EventType::Normal, "Started", "Container started");
@@ -142,7 +162,12 @@ impl Job {
         config: v1::ContainerConfig,
     ) -> Result<String, Refused> {
         let told = |text: String| {
-            self.container_event(&spec.name, EventType::Warning, "Failed", format!("Error: {text}"));
+            self.container_event(
+                &spec.name,
+                EventType::Warning,
+                "Failed",
+                format!("Error: {text}"),
+            );
             self.refuse("CreateContainerError", text)
         };
         let sandbox_config = self.sandbox_config(sandbox.attempt).await.map_err(told)?;
@@ -190,8 +215,7 @@ impl Job {
     ) -> Result<v1::ContainerConfig, String> {
         let (context, pod) = (&self.context, &self.pod);
         let ips = if pod.host_network() { context.host_ips() } else { sandbox.ips.clone() };
-        let variables =
-            crate::env_vars::build(context, pod, spec, &ips, &self.wake).await?;
+        let variables = crate::env_vars::build(context, pod, spec, &ips, &self.wake).await?;
         let image = context.images.present(&image_ref).await.ok().flatten().unwrap_or_default();
         let files = self.files(spec, restart_count, &ips, mounted, &variables).await?;
         let inputs = ContainerInputs {
@@ -223,7 +247,8 @@ impl Job {
         let made = env.blocking(move || {
             let directory = context.config.pod_dir(pod.uid());
             let own = directory.join("containers").join(&spec.name);
-            let failed = |error: std::io::Error| format!("cannot prepare the container's files: {error}");
+            let failed =
+                |error: std::io::Error| format!("cannot prepare the container's files: {error}");
             std::fs::create_dir_all(&own).map_err(failed)?;
             let termination_log = own.join(format!("termination-log-{restart_count}"));
             write_open(&termination_log, b"").map_err(failed)?;
@@ -246,10 +271,16 @@ impl Job {
     async fn post_start(&self, spec: &Spec, id: &str, sandbox: &Sandbox) -> Result<(), Refused> {
         let hook = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         let Some(hook) = hook else { return Ok(()) };
-        let ips = if self.pod.host_network() { self.context.host_ips() } else { sandbox.ips.clone() };
+        let ips =
+            if self.pod.host_network() { self.context.host_ips() } else { sandbox.ips.clone() };
         if let Err(text) = hooks::run(&self.context, &self.pod, spec, id, &ips, hook).await {
             tracing::info!(container = spec.name, text, "postStart hook failed");
-            self.container_event(&spec.name, EventType::Warning, "FailedPostStartHook", "PostStartHook failed");
+            self.container_event(
+                &spec.name,
+                EventType::Warning,
+                "FailedPostStartHook",
+                "PostStartHook failed",
+            );
             let kill = Kill {
                 container_id: id.to_owned(),
                 name: spec.name.clone(),
@@ -279,7 +310,12 @@ impl Job {
                 Some(Ok(())) => {}
                 Some(Err(text)) => {
                     tracing::info!(container = kill.name, text, "preStop hook failed");
-                    self.container_event(&kill.name, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
+                    self.container_event(
+                        &kill.name,
+                        EventType::Warning,
+                        "FailedPreStopHook",
+                        "PreStopHook failed",
+                    );
                 }
                 None => tracing::info!(container = kill.name, "preStop hook used up the grace"),
             }
@@ -308,12 +344,18 @@ impl Job {
 
     pub async fn remove_container(&self, id: &str) -> bool {
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
-        done(self.context.runtime.clone().remove_container(request).await.map(drop), "remove container")
+        done(
+            self.context.runtime.clone().remove_container(request).await.map(drop),
+            "remove container",
+        )
     }
 
     pub async fn remove_sandbox(&self, id: &str) -> bool {
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        done(self.context.runtime.clone().remove_pod_sandbox(request).await.map(drop), "remove sandbox")
+        done(
+            self.context.runtime.clone().remove_pod_sandbox(request).await.map(drop),
+            "remove sandbox",
+        )
     }
 
     /// Unmounts the volumes and forgets what was kept for the pod.
@@ -326,7 +368,11 @@ impl Job {
         match volumes::tear_down(&self.context, uid).await {
             Ok(()) => true,
             Err(text) => {
-                tracing::warn!(pod = self.pod.full_name(), text, "volumes cannot be taken down yet");
+                tracing::warn!(
+                    pod = self.pod.full_name(),
+                    text,
+                    "volumes cannot be taken down yet"
+                );
                 false
             }
         }

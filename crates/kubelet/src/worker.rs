@@ -106,12 +106,24 @@ pub struct InFlight {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    CreateSandbox { attempt: u32, replaces: bool },
-    Start { name: String, restart_count: u32 },
+    CreateSandbox {
+        attempt: u32,
+        replaces: bool,
+    },
+    Start {
+        name: String,
+        restart_count: u32,
+    },
     Kill(Kill),
-    StopSandbox { id: String },
-    RemoveContainer { id: String },
-    RemoveSandbox { id: String },
+    StopSandbox {
+        id: String,
+    },
+    RemoveContainer {
+        id: String,
+    },
+    RemoveSandbox {
+        id: String,
+    },
     /// Unmount volumes and remove the pod's directory.
     Clean,
     /// Delete the API object, now that nothing runs any more.
@@ -190,8 +202,7 @@ pub fn has_finished(pod: &Pod, runtime: &PodRuntime) -> bool {
         ended_for_good(spec, role) && runtime.latest(&spec.name).is_some_and(|c| c.exit_code != 0)
     });
     let mut mains = of(Role::Main).peekable();
-    init_failed
-        || (mains.peek().is_some() && mains.all(|&(spec, role)| ended_for_good(spec, role)))
+    init_failed || (mains.peek().is_some() && mains.all(|&(spec, role)| ended_for_good(spec, role)))
 }
 
 fn live(world: &World, plan: &mut Plan) {
@@ -294,7 +305,10 @@ fn why_kill(
         return Some((why, own_grace(&spec.liveness_probe)));
     }
     if results.startup == Some(false) {
-        return Some((format!("{what} {name} failed startup probe"), own_grace(&spec.startup_probe)));
+        return Some((
+            format!("{what} {name} failed startup probe"),
+            own_grace(&spec.startup_probe),
+        ));
     }
     None
 }
@@ -417,9 +431,9 @@ fn reported_restarts(pod: &Pod, name: &str) -> u32 {
     let Some(status) = &pod.status else { return 0 };
     let lists = [&status.init_container_statuses, &status.container_statuses];
     let known = lists.into_iter().flatten().flatten().find(|status| status.name == name);
-    known.filter(|status| status.container_id.is_some()).map_or(0, |status| {
-        u32::try_from(status.restart_count).unwrap_or(0) + 1
-    })
+    known
+        .filter(|status| status.container_id.is_some())
+        .map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0) + 1)
 }
 
 impl Memory {

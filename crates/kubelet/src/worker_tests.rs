@@ -51,7 +51,9 @@ impl Model {
     /// Plans and applies until nothing is planned any more; the number of rounds is bounded.
     fn settle(&mut self) -> Plan {
         for _ in 0..60 {
-            if is_ending(&self.pod, &self.runtime, &self.memory) && self.memory.ending_since.is_none() {
+            if is_ending(&self.pod, &self.runtime, &self.memory)
+                && self.memory.ending_since.is_none()
+            {
                 self.memory.ending_since = Some(self.now);
             }
             let plan = self.plan();
@@ -186,7 +188,8 @@ fn a_crash_restarts_at_once_then_backs_off() {
         model.settle();
     }
     assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
-    let starts: Vec<String> = model.take_log().into_iter().filter(|line| line.starts_with("start")).collect();
+    let starts: Vec<String> =
+        model.take_log().into_iter().filter(|line| line.starts_with("start")).collect();
     assert_eq!(starts.last().unwrap(), "start a 8");
     // Ten minutes of running forget it all.
     model.pass(700);
@@ -239,15 +242,18 @@ fn a_sidecar_holds_the_next_until_it_has_started() {
     );
     model.settle();
     assert_eq!(model.take_log(), ["sandbox 0", "start s 0"]);
-    model.probes.insert("s-0".into(), ProbeResults { startup: Some(true), ..ProbeResults::default() });
+    model
+        .probes
+        .insert("s-0".into(), ProbeResults { startup: Some(true), ..ProbeResults::default() });
     model.settle();
     assert_eq!(model.take_log(), ["start a 0"]);
 }
 
 #[test]
 fn a_failed_init_container_ends_a_pod_that_never_restarts() {
-    let mut model =
-        Model::new(r#"{"restartPolicy":"Never","initContainers":[{"name":"x"}],"containers":[{"name":"a"}]}"#);
+    let mut model = Model::new(
+        r#"{"restartPolicy":"Never","initContainers":[{"name":"x"}],"containers":[{"name":"a"}]}"#,
+    );
     model.settle();
     model.take_log();
     model.exit("x", 3);
@@ -268,8 +274,18 @@ fn deletion_stops_everything_and_then_deletes() {
     assert_eq!(
         model.take_log(),
         [
-            "kill b 30s", "kill a 30s", "kill s2 30s", "kill s1 30s", "stop s0", "clean", "delete",
-            "remove b-0", "remove a-0", "remove s2-0", "remove s1-0", "remove s0"
+            "kill b 30s",
+            "kill a 30s",
+            "kill s2 30s",
+            "kill s1 30s",
+            "stop s0",
+            "clean",
+            "delete",
+            "remove b-0",
+            "remove a-0",
+            "remove s2-0",
+            "remove s1-0",
+            "remove s0"
         ]
     );
     assert!(plan.over);
@@ -297,7 +313,9 @@ fn a_failed_liveness_probe_kills_and_restarts() {
     );
     model.settle();
     model.take_log();
-    model.probes.insert("a-0".into(), ProbeResults { liveness: Some(false), ..ProbeResults::default() });
+    model
+        .probes
+        .insert("a-0".into(), ProbeResults { liveness: Some(false), ..ProbeResults::default() });
     let plan = model.plan();
     let Action::Kill(kill) = &plan.actions[0] else { panic!("no kill") };
     assert_eq!(kill.message, "Container a failed liveness probe, will be restarted");
@@ -329,7 +347,8 @@ fn a_dead_sandbox_is_replaced() {
 fn the_deadline_fails_the_pod() {
     let mut model = Model::new(r#"{"activeDeadlineSeconds":60,"containers":[{"name":"a"}]}"#);
     let start = pod::api_time(model.now);
-    model.pod.status = Some(crate::pod::PodStatus { start_time: Some(start), ..Default::default() });
+    model.pod.status =
+        Some(crate::pod::PodStatus { start_time: Some(start), ..Default::default() });
     let plan = model.settle();
     assert_eq!(model.wakes_in(&plan), Some(60));
     model.take_log();

@@ -90,9 +90,10 @@ async fn http(request: &Request<'_>, probe: &Probe) -> Attempt {
     let env = &request.context.env;
     match http_check::get(env, action, &host, port, &agent, request.limit).await {
         Ok(answer) if (200..300).contains(&answer.code) => Attempt::Success,
-        Ok(answer) if (300..400).contains(&answer.code) => {
-            Attempt::Warning(format!("HTTP probe was answered with a redirect, status {}", answer.code))
-        }
+        Ok(answer) if (300..400).contains(&answer.code) => Attempt::Warning(format!(
+            "HTTP probe was answered with a redirect, status {}",
+            answer.code
+        )),
         Ok(answer) => {
             tracing::debug!(code = answer.code, body = answer.body, "HTTP probe failed");
             Attempt::Failure(format!("HTTP probe failed with statuscode: {}", answer.code))
@@ -149,7 +150,8 @@ mod grpc {
 
     pub async fn check(address: &str, service: &str) -> Result<bool, String> {
         let words = |error: tonic::transport::Error| stdx::chain(&error).to_string();
-        let endpoint = tonic::transport::Endpoint::from_shared(address.to_owned()).map_err(words)?;
+        let endpoint =
+            tonic::transport::Endpoint::from_shared(address.to_owned()).map_err(words)?;
         let channel = endpoint.connect().await.map_err(words)?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(words)?;
@@ -159,7 +161,8 @@ mod grpc {
         match client.unary(request, path, codec).await {
             Ok(answer) => Ok(answer.into_inner().status == SERVING),
             Err(status) if status.code() == tonic::Code::Unimplemented => Err(
-                "this server does not implement the grpc health protocol (grpc.health.v1.Health)".into(),
+                "this server does not implement the grpc health protocol (grpc.health.v1.Health)"
+                    .into(),
             ),
             Err(status) => Err(format!("service failed: {}", status.message())),
         }

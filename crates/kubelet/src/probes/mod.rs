@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use client::events::EventType;
 use k8s_openapi::api::core::v1::Probe;
-use stdx::{env::AbortOnDrop, Timestamp};
+use stdx::{Timestamp, env::AbortOnDrop};
 
 use crate::{
     context::Context,
@@ -227,12 +227,17 @@ impl ProbeTask {
             Attempt::Success => return,
             Attempt::Warning(text) => ("ProbeWarning", format!("{name} probe warning: {text}")),
             Attempt::Failure(text) => ("Unhealthy", format!("{name} probe failed: {text}")),
-            Attempt::Errored(text) => (
-                "Unhealthy",
-                format!("{name} probe errored and resulted in unknown state: {text}"),
-            ),
+            Attempt::Errored(text) => {
+                ("Unhealthy", format!("{name} probe errored and resulted in unknown state: {text}"))
+            }
         };
-        self.context.container_event(&self.pod, &self.spec.name, EventType::Warning, reason, message);
+        self.context.container_event(
+            &self.pod,
+            &self.spec.name,
+            EventType::Warning,
+            reason,
+            message,
+        );
     }
 }
 

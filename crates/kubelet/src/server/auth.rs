@@ -122,7 +122,8 @@ impl Authorizer {
     ) -> Result<bool, Refusal> {
         let key = (identity.clone(), verb, subresource);
         let now = self.context.env.now();
-        let known = self.decisions.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        let known =
+            self.decisions.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         if let Some((allowed, _)) = known.filter(|(_, until)| now < *until) {
             return Ok(allowed);
         }

@@ -37,7 +37,10 @@ pub async fn serve(
     let chosen = choose(&pod, &runtime, container, previous)?.clone();
     let path = log_path(&server.context, &pod, &chosen);
     let reader = LogReader::open(&path, options.tail).map_err(|error| {
-        Refusal::internal(format!("failed to try resolving symlinks in path {:?}: {error}", path.display().to_string()))
+        Refusal::internal(format!(
+            "failed to try resolving symlinks in path {:?}: {error}",
+            path.display().to_string()
+        ))
     })?;
     let (sender, receiver) = mpsc::channel(4);
     let tail = Tail { context: server.context.clone(), path, id: chosen.id, options, sender };
@@ -219,7 +222,8 @@ impl Tail {
     }
 
     async fn is_running(&self) -> bool {
-        let request = cri::v1::ContainerStatusRequest { container_id: self.id.clone(), verbose: false };
+        let request =
+            cri::v1::ContainerStatusRequest { container_id: self.id.clone(), verbose: false };
         let answer = self.context.runtime.clone().container_status(request).await;
         let state = answer.ok().and_then(|answer| answer.into_inner().status).map(|s| s.state);
         state == Some(cri::v1::ContainerState::ContainerRunning as i32)

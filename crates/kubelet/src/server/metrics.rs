@@ -23,7 +23,8 @@ impl Page {
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         let text: Vec<String> =
             labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
-        let labels = if text.is_empty() { String::new() } else { format!("{{{}}}", text.join(",")) };
+        let labels =
+            if text.is_empty() { String::new() } else { format!("{{{}}}", text.join(",")) };
         let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 
@@ -67,8 +68,15 @@ pub async fn cadvisor(server: &Server) -> Answer {
     };
     let seconds = |usage: &Usage| usage.cpu_nanos as f64 / 1e9;
     family("container_cpu_usage_seconds_total", "counter", "CPU time used, in seconds", &seconds);
-    family("container_memory_usage_bytes", "gauge", "Memory in use, caches included", &|u| u.memory as f64);
-    family("container_memory_working_set_bytes", "gauge", "Memory that cannot be reclaimed", &|u| u.working_set as f64);
+    family("container_memory_usage_bytes", "gauge", "Memory in use, caches included", &|u| {
+        u.memory as f64
+    });
+    family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Memory that cannot be reclaimed",
+        &|u| u.working_set as f64,
+    );
     family("container_memory_rss", "gauge", "Anonymous memory, in bytes", &|u| u.rss as f64);
     family("container_fs_usage_bytes", "gauge", "Bytes in the writable layer", &|u| u.disk as f64);
     page.answer()
@@ -90,19 +98,33 @@ pub async fn resource(server: &Server) -> Answer {
             ("pod", usage.pod.clone()),
         ]
     };
-    page.family("container_cpu_usage_seconds_total", "counter", "CPU time used by the container, in seconds");
+    page.family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "CPU time used by the container, in seconds",
+    );
     for usage in &usages {
         let labels = labels(usage);
-        let labels: Vec<(&str, &str)> = labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let labels: Vec<(&str, &str)> =
+            labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
         page.sample("container_cpu_usage_seconds_total", &labels, usage.cpu_nanos as f64 / 1e9);
     }
-    page.family("container_memory_working_set_bytes", "gauge", "Working set of the container, in bytes");
+    page.family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Working set of the container, in bytes",
+    );
     for usage in &usages {
         let labels = labels(usage);
-        let labels: Vec<(&str, &str)> = labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let labels: Vec<(&str, &str)> =
+            labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
         page.sample("container_memory_working_set_bytes", &labels, usage.working_set as f64);
     }
-    page.family("resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
+    page.family(
+        "resource_scrape_error",
+        "gauge",
+        "1 if there was an error while getting container metrics, 0 otherwise",
+    );
     page.sample("resource_scrape_error", &[], 0.0);
     page.answer()
 }

@@ -36,7 +36,13 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 pub use self::auth::Identity;
-use crate::{Error, context::Context, manager::Manager, pod::{Pod, PodExt, give_back}, runtime_state::{self, Container, PodRuntime}};
+use crate::{
+    Error,
+    context::Context,
+    manager::Manager,
+    pod::{Pod, PodExt, give_back},
+    runtime_state::{self, Container, PodRuntime},
+};
 
 pub type Body = BoxBody<Bytes, std::io::Error>;
 pub type Answer = Response<Body>;
@@ -74,7 +80,11 @@ impl Server {
 
     /// TLS settings: the serving certificate, and client certificates of the cluster's CA (a
     /// client without one may still show a token). All arguments are PEM.
-    pub fn tls_config(ca: &[u8], certificate: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>, Error> {
+    pub fn tls_config(
+        ca: &[u8],
+        certificate: &[u8],
+        key: &[u8],
+    ) -> Result<Arc<ServerConfig>, Error> {
         let fail = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| Error::Io {
             what: what.to_owned(),
             source: std::io::Error::other(source),
@@ -89,9 +99,10 @@ impl Server {
             .allow_unauthenticated()
             .build()
             .map_err(|error| fail("the client CA is unusable", error.into()))?;
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
-            .collect::<Result<_, _>>()
-            .map_err(|error| fail("the serving certificate is not PEM", error.into()))?;
+        let chain: Vec<_> =
+            CertificateDer::pem_slice_iter(certificate)
+                .collect::<Result<_, _>>()
+                .map_err(|error| fail("the serving certificate is not PEM", error.into()))?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|error| fail("the serving key is not PEM", error.into()))?;
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -159,7 +170,10 @@ impl Server {
     }
 
     async fn answer(&self, request: Request<Incoming>, identity: Option<Identity>) -> Answer {
-        if request.uri().path() == "/healthz" && request.method() == Method::GET && identity.is_none() {
+        if request.uri().path() == "/healthz"
+            && request.method() == Method::GET
+            && identity.is_none()
+        {
             return text(StatusCode::OK, "ok");
         }
         let answered = match self.authorizer.check(&request, identity).await {
@@ -204,7 +218,8 @@ impl Server {
     }
 
     fn pods(&self, wanted: impl Fn(&Pod) -> bool) -> Answer {
-        let items: Vec<Arc<Pod>> = self.manager.pods().into_iter().filter(|pod| wanted(pod)).collect();
+        let items: Vec<Arc<Pod>> =
+            self.manager.pods().into_iter().filter(|pod| wanted(pod)).collect();
         let list = serde_json::json!({
             "kind": "PodList", "apiVersion": "v1", "metadata": {},
             "items": items.iter().map(|pod| give_back(pod)).collect::<Vec<_>>(),
@@ -242,10 +257,17 @@ impl Server {
     }
 
     /// The running container of a name.
-    async fn running(&self, namespace: &str, name: &str, container: &str) -> Result<Container, Refusal> {
+    async fn running(
+        &self,
+        namespace: &str,
+        name: &str,
+        container: &str,
+    ) -> Result<Container, Refusal> {
         let (_, runtime) = self.pod(namespace, name).await?;
         let found = runtime.latest(container).filter(|container| container.is_running());
-        found.cloned().ok_or_else(|| Refusal::internal(format!("container not found ({container:?})")))
+        found
+            .cloned()
+            .ok_or_else(|| Refusal::internal(format!("container not found ({container:?})")))
     }
 }
 

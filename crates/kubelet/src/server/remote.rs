@@ -84,9 +84,12 @@ pub async fn attach(
     let container = server.running(namespace, pod, container).await?;
     let streams = Streams { tty, ..streams(&query(&request))? };
     let context = server.context.clone();
-    join(server, request, streams, async move {
-        context.streaming.attach(&container.id, streams).await
-    })
+    join(
+        server,
+        request,
+        streams,
+        async move { context.streaming.attach(&container.id, streams).await },
+    )
     .await
 }
 
@@ -182,9 +185,8 @@ async fn drive(
     mut resize: mpsc::Receiver<TerminalSize>,
     sink: &dyn RemoteSink,
 ) -> Option<Bytes> {
-    let _input = session
-        .stdin
-        .map(|writer| env.spawn("remote stdin", feed(stdin, writer)).abort_on_drop());
+    let _input =
+        session.stdin.map(|writer| env.spawn("remote stdin", feed(stdin, writer)).abort_on_drop());
     let _sizes = session.resize.map(|sizes| {
         let forward = async move {
             while let Some(size) = resize.recv().await {

@@ -52,7 +52,11 @@ where
         stdout: stdout.map(|stream| stream.writer),
         stderr: stderr.map(|stream| stream.writer),
     };
-    Some(Remote { stdin: stdin.unwrap_or_else(|| mpsc::channel(1).1), resize, sink: Box::new(sink) })
+    Some(Remote {
+        stdin: stdin.unwrap_or_else(|| mpsc::channel(1).1),
+        resize,
+        sink: Box::new(sink),
+    })
 }
 
 /// A plain byte stream as the session wants it.

@@ -29,7 +29,9 @@ pub fn wanted(
             Some(protocol) => Ok(Wanted::WebSocket { protocol }),
             None => Err(Refusal(
                 StatusCode::FORBIDDEN,
-                format!("unable to negotiate a protocol: client offers {offered:?}, server has {web_socket:?}"),
+                format!(
+                    "unable to negotiate a protocol: client offers {offered:?}, server has {web_socket:?}"
+                ),
             )),
         };
     }
@@ -39,11 +41,15 @@ pub fn wanted(
             Some(protocol) => Ok(Wanted::Spdy { protocol }),
             None => Err(Refusal(
                 StatusCode::FORBIDDEN,
-                format!("unable to negotiate a protocol: client offers {offered:?}, server has {spdy:?}"),
+                format!(
+                    "unable to negotiate a protocol: client offers {offered:?}, server has {spdy:?}"
+                ),
             )),
         };
     }
-    Err(Refusal::bad_request("you must specify at least 1 of stdin, stdout, stderr over an upgraded connection: unable to upgrade"))
+    Err(Refusal::bad_request(
+        "you must specify at least 1 of stdin, stdout, stderr over an upgraded connection: unable to upgrade",
+    ))
 }
 
 fn listed(headers: &HeaderMap, name: &str) -> Vec<String> {
@@ -58,7 +64,10 @@ fn listed(headers: &HeaderMap, name: &str) -> Vec<String> {
 }
 
 /// The `101` answer, and the connection once it has been sent.
-pub fn switch(request: &mut Request<Incoming>, wanted: &Wanted) -> Result<(Answer, OnUpgrade), Refusal> {
+pub fn switch(
+    request: &mut Request<Incoming>,
+    wanted: &Wanted,
+) -> Result<(Answer, OnUpgrade), Refusal> {
     let mut builder = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade");
@@ -90,9 +99,15 @@ mod tests {
     fn the_clients_order_decides() {
         let mut headers = HeaderMap::new();
         headers.insert("upgrade", "websocket".parse().unwrap());
-        headers.insert("sec-websocket-protocol", "v5.channel.k8s.io, v4.channel.k8s.io".parse().unwrap());
+        headers.insert(
+            "sec-websocket-protocol",
+            "v5.channel.k8s.io, v4.channel.k8s.io".parse().unwrap(),
+        );
         let of = |known: &[&'static str]| wanted(&headers, known, &[]).ok();
-        assert_eq!(of(&["v4.channel.k8s.io"]), Some(Wanted::WebSocket { protocol: "v4.channel.k8s.io" }));
+        assert_eq!(
+            of(&["v4.channel.k8s.io"]),
+            Some(Wanted::WebSocket { protocol: "v4.channel.k8s.io" })
+        );
         assert_eq!(
             of(&["v4.channel.k8s.io", "v5.channel.k8s.io"]),
             Some(Wanted::WebSocket { protocol: "v5.channel.k8s.io" })

@@ -71,7 +71,9 @@ pub fn write(
 
 /// A path that stays in the volume and cannot collide with the layout.
 fn check(path: &str) -> io::Result<()> {
-    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path {path:?}: {why}"));
+    let invalid = |why: &str| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path {path:?}: {why}"))
+    };
     let components: Vec<_> = Path::new(path).components().collect();
     match components.first() {
         None => return Err(invalid("it must not be empty")),

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, Volume, VolumeProjection,
-};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume, VolumeProjection};
 use machinery::Object;
 use stdx::Timestamp;
 
@@ -84,7 +82,12 @@ struct Reference<'a> {
 
 impl Reference<'_> {
     /// `None` when the object is missing and may be.
-    async fn fetch(&self, context: &Context, pod: &Pod, wake: &Wake) -> Result<Option<Object>, String> {
+    async fn fetch(
+        &self,
+        context: &Context,
+        pod: &Pod,
+        wake: &Wake,
+    ) -> Result<Option<Object>, String> {
         let found =
             context.objects.get(self.kind, pod.namespace(), self.name, pod.uid(), wake).await;
         match found {
@@ -127,7 +130,11 @@ impl Content {
                 None if reference.kind == Kind::Secret => {
                     return Err("references non-existent secret key: ".to_owned() + &item.key);
                 }
-                None => return Err("configmap references non-existent config key: ".to_owned() + &item.key),
+                None => {
+                    return Err(
+                        "configmap references non-existent config key: ".to_owned() + &item.key
+                    );
+                }
             }
         }
         Ok(())
@@ -147,7 +154,10 @@ impl Content {
                 let name = resource.container_name.as_deref().unwrap_or_default();
                 downward::container_resource(pod, name, resource, &context.config)?
             } else {
-                return Err(format!("downwardAPI item {:?} names neither field nor resource", item.path));
+                return Err(format!(
+                    "downwardAPI item {:?} names neither field nor resource",
+                    item.path
+                ));
             };
             self.insert(&item.path, value.into_bytes(), item.mode.unwrap_or(mode), None);
         }

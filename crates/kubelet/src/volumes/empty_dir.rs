@@ -8,7 +8,11 @@ use rustix::mount::{MountFlags, mount};
 use super::ownership;
 use crate::quantity;
 
-pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, group: Option<i64>) -> Result<(), String> {
+pub fn set_up(
+    path: &Path,
+    source: &EmptyDirVolumeSource,
+    group: Option<i64>,
+) -> Result<(), String> {
     let made = path.exists();
     fs::create_dir_all(path).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
     match source.medium.as_deref().unwrap_or_default() {

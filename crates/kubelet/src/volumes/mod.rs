@@ -21,8 +21,8 @@ use k8s_openapi::api::core::v1::Volume;
 use stdx::Timestamp;
 
 pub use self::content::data;
-pub use self::token::Tokens;
 pub use self::sub_path::{expand as expand_sub_path, prepare as prepare_sub_path};
+pub use self::token::Tokens;
 use crate::{
     context::Context,
     objects::Wake,
@@ -85,10 +85,8 @@ async fn one(
     }
     if let Some(source) = &volume.empty_dir {
         let (source, path) = (source.clone(), directory("empty-dir"));
-        return blocking(context, move || {
-            empty_dir::set_up(&path, &source, group).map(|()| path)
-        })
-        .await;
+        return blocking(context, move || empty_dir::set_up(&path, &source, group).map(|()| path))
+            .await;
     }
     if let Some(plugin) = content::plugin(volume) {
         let path = directory(plugin);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, statat};
-use rustix::mount::{mount_bind, unmount, UnmountFlags};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 /// `subPathExpr` with the container's variables; a variable that is not set is an error.
 pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<String, String> {

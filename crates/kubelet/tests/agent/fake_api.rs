@@ -128,7 +128,8 @@ impl FakeApi {
 }
 
 fn not_found() -> (StatusCode, Value) {
-    let status = json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404 });
+    let status =
+        json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404 });
     (StatusCode::NOT_FOUND, status)
 }
 

@@ -332,14 +332,21 @@ impl ImageService for FakeRuntime {
         Err(Status::unimplemented(""))
     }
 
-    async fn list_images(&self, _: Request<v1::ListImagesRequest>) -> Answer<v1::ListImagesResponse> {
+    async fn list_images(
+        &self,
+        _: Request<v1::ListImagesRequest>,
+    ) -> Answer<v1::ListImagesResponse> {
         Ok(Response::new(v1::ListImagesResponse::default()))
     }
 
     /// Every image is there.
-    async fn image_status(&self, request: Request<v1::ImageStatusRequest>) -> Answer<v1::ImageStatusResponse> {
+    async fn image_status(
+        &self,
+        request: Request<v1::ImageStatusRequest>,
+    ) -> Answer<v1::ImageStatusResponse> {
         let name = request.into_inner().image.unwrap_or_default().image;
-        let image = v1::Image { id: format!("sha256:{name}"), repo_tags: vec![name], ..Default::default() };
+        let image =
+            v1::Image { id: format!("sha256:{name}"), repo_tags: vec![name], ..Default::default() };
         Ok(Response::new(v1::ImageStatusResponse { image: Some(image), ..Default::default() }))
     }
 
@@ -347,11 +354,17 @@ impl ImageService for FakeRuntime {
         Err(Status::unavailable("there is no registry"))
     }
 
-    async fn remove_image(&self, _: Request<v1::RemoveImageRequest>) -> Answer<v1::RemoveImageResponse> {
+    async fn remove_image(
+        &self,
+        _: Request<v1::RemoveImageRequest>,
+    ) -> Answer<v1::RemoveImageResponse> {
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 
-    async fn image_fs_info(&self, _: Request<v1::ImageFsInfoRequest>) -> Answer<v1::ImageFsInfoResponse> {
+    async fn image_fs_info(
+        &self,
+        _: Request<v1::ImageFsInfoRequest>,
+    ) -> Answer<v1::ImageFsInfoResponse> {
         Ok(Response::new(v1::ImageFsInfoResponse::default()))
     }
 }

@@ -41,8 +41,14 @@ impl World {
         config.cgroup_root = "/gantry-kubelet-test-that-never-exists".into();
         let endpoint = cri::Endpoint::in_process(Arc::new(self.runtime.clone()));
         let client = Client::new(Arc::new(self.api.clone()), "kubelet");
-        let agent =
-            Kubelet::new(&self.env, client, config, endpoint, Arc::new(NoStreaming), cancel.clone());
+        let agent = Kubelet::new(
+            &self.env,
+            client,
+            config,
+            endpoint,
+            Arc::new(NoStreaming),
+            cancel.clone(),
+        );
         self.env.spawn("agent", async move { agent.run().await });
     }
 
@@ -115,7 +121,8 @@ fn a_crash_restarts_at_once_and_then_backs_off() {
         let crashed = world.env.now();
         world.runtime.exit("c", 1);
         let reason = |pod: &Value| {
-            pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+            pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"]
+                == "CrashLoopBackOff"
         };
         let pod = world.api.wait_for("the back-off is shown", reason).await;
         let last = &pod["status"]["containerStatuses"][0]["lastState"]["terminated"];
@@ -154,7 +161,10 @@ fn a_pod_that_is_done_keeps_its_result() {
         world.api.wait_for("the pod runs", is_ready).await;
         world.runtime.take_calls();
         world.runtime.exit("c", 0);
-        let pod = world.api.wait_for("it has succeeded", |pod| pod["status"]["phase"] == "Succeeded").await;
+        let pod = world
+            .api
+            .wait_for("it has succeeded", |pod| pod["status"]["phase"] == "Succeeded")
+            .await;
         assert_eq!(pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 0);
         world.env.sleep(std::time::Duration::from_secs(60)).await;
         assert_eq!(world.runtime.take_calls(), ["stop sandbox"]);
