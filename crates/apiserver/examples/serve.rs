@@ -4,14 +4,18 @@
 
 use std::path::PathBuf;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose as Usage, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose as Usage, IsCa, Issuer,
+    KeyPair,
+};
 use stdx::{CancellationToken, Env};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let mut arguments = std::env::args().skip(1);
     let directory = PathBuf::from(arguments.next().unwrap_or_else(|| "serve-example".into()));
@@ -19,16 +23,22 @@ async fn main() -> Result<(), AnyError> {
     std::fs::create_dir_all(&directory)?;
 
     let env = Env::real();
-    let store = store::embedded::Embedded::open(&env, &directory.join("store"), Default::default()).await?;
+    let store =
+        store::embedded::Embedded::open(&env, &directory.join("store"), Default::default()).await?;
     let registry = registry::Registry::open(env.clone(), store, registry::Options::default());
     let (ca, ca_key) = authority()?;
     let issuer = Issuer::new(ca.clone(), ca_key);
     let ca_pem = ca.self_signed(issuer.key())?.pem();
-    let mut config = apiserver::ServerConfig::new(ca_pem.clone(), KeyPair::generate()?.serialize_pem());
+    let mut config =
+        apiserver::ServerConfig::new(ca_pem.clone(), KeyPair::generate()?.serialize_pem());
     config.serving = Some(issue(&issuer, "apiserver", None, Usage::ServerAuth)?);
     config.external_address = format!("127.0.0.1:{port}");
-    let (certificate, key) = issue(&issuer, "kubernetes-admin", Some("system:masters"), Usage::ClientAuth)?;
-    std::fs::write(directory.join("admin.kubeconfig"), kubeconfig(port, &ca_pem, &certificate, &key))?;
+    let (certificate, key) =
+        issue(&issuer, "kubernetes-admin", Some("system:masters"), Usage::ClientAuth)?;
+    std::fs::write(
+        directory.join("admin.kubeconfig"),
+        kubeconfig(port, &ca_pem, &certificate, &key),
+    )?;
 
     let server = apiserver::Server::new(env, registry, config)?;
     server.bootstrap().await?;

@@ -63,7 +63,8 @@ mod tests {
     use super::*;
 
     fn chunks(parts: &[&'static str]) -> Body {
-        let parts: Vec<_> = parts.iter().map(|part| Ok(Bytes::from_static(part.as_bytes()))).collect();
+        let parts: Vec<_> =
+            parts.iter().map(|part| Ok(Bytes::from_static(part.as_bytes()))).collect();
         stream(futures::stream::iter(parts))
     }
 

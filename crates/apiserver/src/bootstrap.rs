@@ -32,7 +32,9 @@ impl Server {
             let plan = |existing: Option<&Object>| match (existing, desired.update) {
                 (None, _) => Some(desired.object.clone()),
                 (Some(_), None) => None,
-                (Some(old), Some(update)) => Some(update(old, &desired.object)).filter(|new| new != old),
+                (Some(old), Some(update)) => {
+                    Some(update(old, &desired.object)).filter(|new| new != old)
+                }
             };
             self.write(desired.group, desired.resource, &desired.object, &plan).await?;
         }
@@ -45,13 +47,25 @@ impl Server {
         Ok(())
     }
 
-    async fn write(&self, group: &str, resource: &str, desired: &Object, plan: Plan<'_>) -> Result<(), Error> {
+    async fn write(
+        &self,
+        group: &str,
+        resource: &str,
+        desired: &Object,
+        plan: Plan<'_>,
+    ) -> Result<(), Error> {
         let written = self.reconcile(group, resource, desired, plan).await;
         let what = format!("{} {}", desired.kind(), desired.name());
         written.map_err(|source| Error::Bootstrap { what, source })
     }
 
-    async fn reconcile(&self, group: &str, resource: &str, desired: &Object, plan: Plan<'_>) -> Result<(), Status> {
+    async fn reconcile(
+        &self,
+        group: &str,
+        resource: &str,
+        desired: &Object,
+        plan: Plan<'_>,
+    ) -> Result<(), Status> {
         let resource = self.data.resource(group, "v1", resource)?;
         let (namespace, name) = (desired.namespace(), desired.name());
         let existing = match resource.get(namespace, name, &GetOptions::default()).await {
@@ -62,7 +76,9 @@ impl Server {
         let context = RequestContext::internal(self.env.now());
         let Some(write) = plan(existing.as_ref()) else { return Ok(()) };
         if existing.is_none() {
-            let created = resource.create(&context, namespace, write, &CreateOptions::default(), &AdmitAll).await;
+            let created = resource
+                .create(&context, namespace, write, &CreateOptions::default(), &AdmitAll)
+                .await;
             return match created {
                 Err(status) if !status.is_already_exists() => Err(status),
                 _ => Ok(()),
@@ -72,6 +88,9 @@ impl Server {
             Ok(plan(current).unwrap_or_else(|| current.cloned().unwrap_or_default()))
         };
         let options = UpdateOptions::default();
-        resource.update(&context, namespace, name, "", &change, &options, &AdmitAll).await.map(|_| ())
+        resource
+            .update(&context, namespace, name, "", &change, &options, &AdmitAll)
+            .await
+            .map(|_| ())
     }
 }

@@ -23,8 +23,13 @@ pub struct Facts<'a> {
 }
 
 pub fn desired(facts: &Facts<'_>) -> Vec<Desired> {
-    let mut all: Vec<Desired> = NAMESPACES.iter().map(|name| missing("", "namespaces", namespace(name))).collect();
-    all.extend(PRIORITIES.iter().map(|p| missing("scheduling.k8s.io", "priorityclasses", priority_class(p))));
+    let mut all: Vec<Desired> =
+        NAMESPACES.iter().map(|name| missing("", "namespaces", namespace(name))).collect();
+    all.extend(
+        PRIORITIES
+            .iter()
+            .map(|p| missing("scheduling.k8s.io", "priorityclasses", priority_class(p))),
+    );
     all.push(Desired {
         group: "",
         resource: "configmaps",
@@ -36,13 +41,26 @@ pub fn desired(facts: &Facts<'_>) -> Vec<Desired> {
     }
     let port = facts.advertise.map_or(6443, |(_, port)| port);
     if let Some(ip) = facts.service_cidrs.first().and_then(|block| first_address(block)) {
-        all.push(Desired { group: "", resource: "services", object: service(ip, port), update: Some(replace_ports) });
+        all.push(Desired {
+            group: "",
+            resource: "services",
+            object: service(ip, port),
+            update: Some(replace_ports),
+        });
     }
     if let Some((ip, port)) = facts.advertise {
         let (endpoints, slice) = (endpoints(ip, port), slice(ip, port));
-        let update: [fn(&Object, &Object) -> Object; 2] =
-            if facts.one_of_many { [join_endpoints, join_slice] } else { [replace_subsets, replace_slice] };
-        all.push(Desired { group: "", resource: "endpoints", object: endpoints, update: Some(update[0]) });
+        let update: [fn(&Object, &Object) -> Object; 2] = if facts.one_of_many {
+            [join_endpoints, join_slice]
+        } else {
+            [replace_subsets, replace_slice]
+        };
+        all.push(Desired {
+            group: "",
+            resource: "endpoints",
+            object: endpoints,
+            update: Some(update[0]),
+        });
         let (group, resource) = ("discovery.k8s.io", "endpointslices");
         all.push(Desired { group, resource, object: slice, update: Some(update[1]) });
     }
@@ -54,7 +72,11 @@ const NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", 
 /// Name, value, meaning.
 const PRIORITIES: [(&str, i64, &str); 2] = [
     ("system-node-critical", 2_000_001_000, "For pods that a node cannot do without."),
-    ("system-cluster-critical", 2_000_000_000, "For pods that the cluster cannot do without; another node will do."),
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "For pods that the cluster cannot do without; another node will do.",
+    ),
 ];
 
 fn missing(group: &'static str, resource: &'static str, object: Object) -> Desired {
@@ -144,7 +166,9 @@ fn replace_data(existing: &Object, desired: &Object) -> Object {
 }
 
 fn replace_ports(existing: &Object, desired: &Object) -> Object {
-    let port = |object: &Object| object.list_at(&["spec", "ports"]).first().and_then(|p| p.get("targetPort").cloned());
+    let port = |object: &Object| {
+        object.list_at(&["spec", "ports"]).first().and_then(|p| p.get("targetPort").cloned())
+    };
     let mut merged = existing.clone();
     if port(existing) != port(desired) {
         merged.set_at(&["spec", "ports"], desired.list_at(&["spec", "ports"]).to_vec());
@@ -190,7 +214,10 @@ fn join_slice(existing: &Object, desired: &Object) -> Object {
 fn join_endpoints(existing: &Object, desired: &Object) -> Object {
     let mut merged = existing.clone();
     let of = |object: &Object| -> Vec<Value> {
-        let first = object.list_at(&["subsets"]).first().and_then(|subset| subset.get("addresses").cloned());
+        let first = object
+            .list_at(&["subsets"])
+            .first()
+            .and_then(|subset| subset.get("addresses").cloned());
         first.and_then(|list| list.as_list().map(<[Value]>::to_vec)).unwrap_or_default()
     };
     let joined = join(&of(existing), &of(desired), |address| address.get("ip").cloned());
@@ -219,22 +246,34 @@ mod tests {
     fn the_kubernetes_service_has_the_first_address() {
         let cidrs = ["10.96.0.0/12".to_owned()];
         let advertise = Some(("192.0.2.1".parse().unwrap(), 6443));
-        let facts = Facts { client_ca_pem: "ca", service_cidrs: &cidrs, advertise, one_of_many: false };
+        let facts =
+            Facts { client_ca_pem: "ca", service_cidrs: &cidrs, advertise, one_of_many: false };
         let all = desired(&facts);
         let find = |resource: &str| all.iter().find(|d| d.resource == resource).unwrap();
         assert_eq!(find("services").object.str_at(&["spec", "clusterIP"]), "10.96.0.1");
         let endpoints = find("endpoints");
-        assert_eq!(endpoints.update.unwrap()(&endpoints.object, &endpoints.object), endpoints.object);
+        assert_eq!(
+            endpoints.update.unwrap()(&endpoints.object, &endpoints.object),
+            endpoints.object
+        );
     }
 
     #[test]
     fn servers_on_one_store_keep_each_others_endpoints() {
-        let at = |ip: &str| (endpoints(ip.parse().unwrap(), 6443), slice(ip.parse().unwrap(), 6443));
+        let at =
+            |ip: &str| (endpoints(ip.parse().unwrap(), 6443), slice(ip.parse().unwrap(), 6443));
         let (one, two) = (at("192.0.2.1"), at("192.0.2.2"));
         let joined = join_endpoints(&one.0, &two.0);
-        let addresses = joined.list_at(&["subsets"])[0].get("addresses").unwrap().as_list().unwrap().len();
+        let addresses =
+            joined.list_at(&["subsets"])[0].get("addresses").unwrap().as_list().unwrap().len();
         assert_eq!(addresses, 2);
-        assert_eq!(join_slice(&join_slice(&one.1, &two.1), &two.1).list_at(&["endpoints"]).len(), 2);
-        assert_eq!(replace_slice(&one.1, &two.1).list_at(&["endpoints"]), two.1.list_at(&["endpoints"]));
+        assert_eq!(
+            join_slice(&join_slice(&one.1, &two.1), &two.1).list_at(&["endpoints"]).len(),
+            2
+        );
+        assert_eq!(
+            replace_slice(&one.1, &two.1).list_at(&["endpoints"]),
+            two.1.list_at(&["endpoints"])
+        );
     }
 }

@@ -20,7 +20,12 @@ impl Data {
     }
 
     /// A served resource, or the 404 that its absence means.
-    pub fn resource(&self, group: &str, version: &str, resource: &str) -> Result<Arc<Resource>, Status> {
+    pub fn resource(
+        &self,
+        group: &str,
+        version: &str,
+        resource: &str,
+    ) -> Result<Arc<Resource>, Status> {
         let gvr = GroupVersionResource {
             group: group.into(),
             version: version.into(),

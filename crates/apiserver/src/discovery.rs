@@ -65,7 +65,8 @@ impl<R: std::ops::Deref<Target = ResourceInfo>> Discovery<R> {
         for (_, versions) in &mut groups {
             versions.sort_by(|a, b| compare_versions(b, a));
         }
-        let rank = |group: &str| GROUP_ORDER.iter().position(|&g| g == group).unwrap_or(GROUP_ORDER.len());
+        let rank =
+            |group: &str| GROUP_ORDER.iter().position(|&g| g == group).unwrap_or(GROUP_ORDER.len());
         groups.sort_by(|(a, _), (b, _)| (rank(a), a).cmp(&(rank(b), b)));
         groups
     }
@@ -82,7 +83,8 @@ impl<R: std::ops::Deref<Target = ResourceInfo>> Discovery<R> {
     /// `/apis`
     pub fn group_list(&self) -> Json {
         let named = self.groups().into_iter().filter(|(group, _)| !group.is_empty());
-        let groups: Vec<Json> = named.map(|(group, versions)| group_json(&group, &versions)).collect();
+        let groups: Vec<Json> =
+            named.map(|(group, versions)| group_json(&group, &versions)).collect();
         json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
     }
 
@@ -102,8 +104,7 @@ impl<R: std::ops::Deref<Target = ResourceInfo>> Discovery<R> {
             return None;
         }
         let group_version = GroupVersion::new(group, version).to_string();
-        let mut list =
-            json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": resources});
+        let mut list = json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": resources});
         if !group.is_empty() {
             list["apiVersion"] = "v1".into();
         }
@@ -113,7 +114,8 @@ impl<R: std::ops::Deref<Target = ResourceInfo>> Discovery<R> {
     /// The aggregated form of `/api` (`core`) or `/apis`.
     pub fn aggregated(&self, core: bool) -> Json {
         let groups = self.groups().into_iter().filter(|(group, _)| group.is_empty() == core);
-        let items: Vec<Json> = groups.map(|(group, versions)| self.aggregated_group(&group, &versions)).collect();
+        let items: Vec<Json> =
+            groups.map(|(group, versions)| self.aggregated_group(&group, &versions)).collect();
         json!({
             "kind": "APIGroupDiscoveryList",
             "apiVersion": "apidiscovery.k8s.io/v2",
@@ -126,7 +128,8 @@ impl<R: std::ops::Deref<Target = ResourceInfo>> Discovery<R> {
         let versions: Vec<Json> = versions
             .iter()
             .map(|version| {
-                let resources: Vec<Json> = self.of(group, version).map(aggregated_resource).collect();
+                let resources: Vec<Json> =
+                    self.of(group, version).map(aggregated_resource).collect();
                 json!({"version": version, "resources": resources, "freshness": "Current"})
             })
             .collect();
@@ -134,7 +137,11 @@ impl<R: std::ops::Deref<Target = ResourceInfo>> Discovery<R> {
         json!({"metadata": metadata, "versions": versions})
     }
 
-    fn of<'a>(&'a self, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a ResourceInfo> {
+    fn of<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+    ) -> impl Iterator<Item = &'a ResourceInfo> {
         let fits = move |r: &&ResourceInfo| r.gvr.group == group && r.gvr.version == version;
         self.resources.iter().map(|r| &**r).filter(fits)
     }
@@ -183,7 +190,8 @@ fn resource_json(info: &ResourceInfo) -> Vec<Json> {
     if !info.prefix.is_empty() {
         let stored = &info.storage;
         // Upstream hashes the version that this one kind was first stored in.
-        let version = if stored.kind == "CustomResourceDefinition" { "v1beta1" } else { &stored.version };
+        let version =
+            if stored.kind == "CustomResourceDefinition" { "v1beta1" } else { &stored.version };
         let text = format!("{}/{version}/{}", stored.group, stored.kind);
         main["storageVersionHash"] = STANDARD.encode(&Sha256::digest(text)[..8]).into();
     }

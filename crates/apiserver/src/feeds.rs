@@ -67,7 +67,12 @@ pub fn start(env: &Env, data: &Data, authorizer: &Arc<Authorizer>) -> Feeds {
 }
 
 /// Lists, watches, and begins anew when the watch is lost.
-async fn follow(env: Env, resource: Arc<Resource>, sink: Box<dyn Sink>, synced: watch::Sender<bool>) {
+async fn follow(
+    env: Env,
+    resource: Arc<Resource>,
+    sink: Box<dyn Sink>,
+    synced: watch::Sender<bool>,
+) {
     let mut known: BTreeSet<(String, String)> = BTreeSet::new();
     loop {
         if let Err(status) = follow_once(&resource, &*sink, &synced, &mut known).await {
@@ -95,7 +100,8 @@ async fn follow_once(
     }
     *known = seen;
     synced.send_replace(true);
-    let options = ListOptions { resource_version: list.revision.to_string(), ..ListOptions::default() };
+    let options =
+        ListOptions { resource_version: list.revision.to_string(), ..ListOptions::default() };
     let mut watch = resource.watch(None, &options).await?;
     while let Some(event) = watch.next().await {
         let object = event.object()?;

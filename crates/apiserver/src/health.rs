@@ -51,14 +51,17 @@ pub async fn serve(call: &Call, root: &str, only: &str) -> Response<Body> {
 async fn run(call: &Call, root: &str) -> Vec<Outcome> {
     let server = &call.server;
     let store = server.data.registry().store().current_revision().await;
-    let mut checks: Vec<Outcome> =
-        vec![("ping", Ok(())), ("etcd", store.map(|_| ()).map_err(|error| stdx::chain(&error).to_string()))];
+    let mut checks: Vec<Outcome> = vec![
+        ("ping", Ok(())),
+        ("etcd", store.map(|_| ()).map_err(|error| stdx::chain(&error).to_string())),
+    ];
     let bootstrapped = server.health.bootstrapped.load(Ordering::Acquire);
     let when = |holds: bool, why: &str| if holds { Ok(()) } else { Err(why.to_owned()) };
     checks.push(("poststarthook/rbac/bootstrap-roles", when(bootstrapped, "not finished")));
     if root == "readyz" {
         checks.push(("informer-sync", when(server.is_synced(), "informers have not synced")));
-        checks.push(("shutdown", when(!server.stopping.is_cancelled(), "process is shutting down")));
+        checks
+            .push(("shutdown", when(!server.stopping.is_cancelled(), "process is shutting down")));
     }
     checks
 }
@@ -69,9 +72,17 @@ pub async fn metrics(call: &Call) -> Response<Body> {
     let registry = server.data.registry();
     let mut extra: Vec<(&str, String, f64)> = Vec::new();
     if let Ok(stats) = registry.store().stats().await {
-        extra.push(("apiserver_storage_size_bytes", "{storage_cluster_id=\"0\"}".into(), stats.bytes_on_disk as f64));
+        extra.push((
+            "apiserver_storage_size_bytes",
+            "{storage_cluster_id=\"0\"}".into(),
+            stats.bytes_on_disk as f64,
+        ));
         extra.push(("etcd_mvcc_db_total_size_in_bytes", String::new(), stats.bytes_on_disk as f64));
-        extra.push(("etcd_mvcc_db_total_size_in_use_in_bytes", String::new(), stats.bytes_in_use as f64));
+        extra.push((
+            "etcd_mvcc_db_total_size_in_use_in_bytes",
+            String::new(),
+            stats.bytes_in_use as f64,
+        ));
         extra.push(("etcd_debugging_mvcc_keys_total", String::new(), stats.keys as f64));
     }
     for (name, value) in process_figures() {
@@ -83,7 +94,8 @@ pub async fn metrics(call: &Call) -> Response<Body> {
 
 /// What the kernel says about this process.
 fn process_figures() -> Vec<(&'static str, f64)> {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+    let read =
+        |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
     let mut figures = Vec::new();
     let stat = read("stat");
     // Fields are counted from behind the command's name, which may hold spaces.
@@ -92,7 +104,8 @@ fn process_figures() -> Vec<(&'static str, f64)> {
     if let (Some(user), Some(system)) = (ticks(11), ticks(12)) {
         figures.push(("process_cpu_seconds_total", (user + system) / 100.0));
     }
-    let memory: Vec<f64> = read("statm").split(' ').filter_map(|pages| pages.trim().parse().ok()).collect();
+    let memory: Vec<f64> =
+        read("statm").split(' ').filter_map(|pages| pages.trim().parse().ok()).collect();
     if let [size, resident, ..] = memory.as_slice() {
         figures.push(("process_resident_memory_bytes", resident * 4096.0));
         figures.push(("process_virtual_memory_bytes", size * 4096.0));

@@ -5,10 +5,16 @@ use std::{collections::BTreeMap, sync::Arc};
 use api::Status;
 use http::HeaderMap;
 
-use crate::{Server, UserInfo, authn, authn::service_account::USER_PREFIX, authz, query::percent_decode};
+use crate::{
+    Server, UserInfo, authn, authn::service_account::USER_PREFIX, authz, query::percent_decode,
+};
 
 /// The user that the request counts for. Removes the headers, so that nothing behind sees them.
-pub fn impersonate(server: &Server, asker: Arc<UserInfo>, headers: &mut HeaderMap) -> Result<Arc<UserInfo>, Status> {
+pub fn impersonate(
+    server: &Server,
+    asker: Arc<UserInfo>,
+    headers: &mut HeaderMap,
+) -> Result<Arc<UserInfo>, Status> {
     let Some(wanted) = Wanted::read(headers)? else { return Ok(asker) };
     for (group, resource, subresource, namespace, name) in wanted.permissions() {
         let query = authz::Query {
@@ -40,16 +46,24 @@ struct Wanted {
 impl Wanted {
     fn read(headers: &mut HeaderMap) -> Result<Option<Self>, Status> {
         let all = |headers: &HeaderMap, name: &str| -> Vec<String> {
-            headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect()
+            headers
+                .get_all(name)
+                .iter()
+                .filter_map(|v| v.to_str().ok())
+                .map(str::to_owned)
+                .collect()
         };
-        let one = |headers: &HeaderMap, name: &str| all(headers, name).into_iter().next().unwrap_or_default();
+        let one = |headers: &HeaderMap, name: &str| {
+            all(headers, name).into_iter().next().unwrap_or_default()
+        };
         let mut wanted = Self {
             user: one(headers, "impersonate-user"),
             uid: one(headers, "impersonate-uid"),
             groups: all(headers, "impersonate-group"),
             extra: BTreeMap::new(),
         };
-        let names: Vec<_> = headers.keys().filter(|n| n.as_str().starts_with("impersonate-")).cloned().collect();
+        let names: Vec<_> =
+            headers.keys().filter(|n| n.as_str().starts_with("impersonate-")).cloned().collect();
         for name in &names {
             if let Some(key) = name.as_str().strip_prefix("impersonate-extra-") {
                 wanted.extra.insert(percent_decode(key), all(headers, name.as_str()));
@@ -91,12 +105,15 @@ impl Wanted {
             }
             None => needed.push(("", "users", none(), none(), self.user.clone())),
         }
-        needed.extend(self.groups.iter().map(|group| ("", "groups", none(), none(), group.clone())));
+        needed
+            .extend(self.groups.iter().map(|group| ("", "groups", none(), none(), group.clone())));
         if !self.uid.is_empty() {
             needed.push((AUTHN, "uids", none(), none(), self.uid.clone()));
         }
         for (key, values) in &self.extra {
-            needed.extend(values.iter().map(|v| (AUTHN, "userextras", key.clone(), none(), v.clone())));
+            needed.extend(
+                values.iter().map(|v| (AUTHN, "userextras", key.clone(), none(), v.clone())),
+            );
         }
         needed
     }
@@ -109,12 +126,17 @@ impl Wanted {
         let mut groups = self.groups.clone();
         if groups.is_empty() {
             if let Some((namespace, _)) = self.service_account() {
-                groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+                groups = vec![
+                    "system:serviceaccounts".into(),
+                    format!("system:serviceaccounts:{namespace}"),
+                ];
             }
         }
         let user = UserInfo { name: self.user, uid: self.uid, groups, extra: self.extra };
         match user.name.as_str() {
-            "system:anonymous" => UserInfo { groups: vec!["system:unauthenticated".into()], ..user },
+            "system:anonymous" => {
+                UserInfo { groups: vec!["system:unauthenticated".into()], ..user }
+            }
             _ => authn::authenticated(user),
         }
     }
@@ -141,10 +163,14 @@ mod tests {
         ]);
         let wanted = Wanted::read(&mut headers).unwrap().unwrap();
         assert_eq!(headers.len(), 1);
-        let needed: Vec<_> = wanted.permissions().iter().map(|p| format!("{} {} {}", p.1, p.2, p.4)).collect();
+        let needed: Vec<_> =
+            wanted.permissions().iter().map(|p| format!("{} {} {}", p.1, p.2, p.4)).collect();
         assert_eq!(needed, ["serviceaccounts  bot", "userextras acme.com/project x"]);
         let user = wanted.into_user();
-        assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:a", "system:authenticated"]);
+        assert_eq!(
+            user.groups,
+            ["system:serviceaccounts", "system:serviceaccounts:a", "system:authenticated"]
+        );
     }
 
     #[test]

@@ -16,7 +16,8 @@ use crate::request_info::RequestInfo;
 
 /// Upper bounds of `apiserver_request_duration_seconds`, in seconds.
 const BUCKETS: [f64; 20] = [
-    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0,
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0,
+    10.0, 15.0, 20.0,
 ];
 
 /// All figures of one server.
@@ -51,7 +52,14 @@ struct Histogram {
 impl Metrics {
     /// Counts a finished request. `known` tells whether its resource exists: labels of made-up
     /// resources would grow without bound.
-    pub fn observe(&self, info: &RequestInfo, known: bool, dry_run: bool, code: u16, took: Duration) {
+    pub fn observe(
+        &self,
+        info: &RequestInfo,
+        known: bool,
+        dry_run: bool,
+        code: u16,
+        took: Duration,
+    ) {
         let request = Request::of(info, known, dry_run);
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         *requests.entry(request.clone()).or_default().entry(code).or_default() += 1;
@@ -68,8 +76,14 @@ impl Metrics {
         self.render_requests(&mut out);
         self.render_durations(&mut out);
         let gauge = |value: &AtomicI64| value.load(Ordering::Relaxed);
-        header(&mut out, "apiserver_current_inflight_requests", "gauge", "Requests being served now.");
-        let inflight = [("mutating", &self.in_flight_mutating), ("readOnly", &self.in_flight_read_only)];
+        header(
+            &mut out,
+            "apiserver_current_inflight_requests",
+            "gauge",
+            "Requests being served now.",
+        );
+        let inflight =
+            [("mutating", &self.in_flight_mutating), ("readOnly", &self.in_flight_read_only)];
         for (kind, value) in inflight {
             let _ = writeln!(
                 out,
@@ -77,7 +91,12 @@ impl Metrics {
                 gauge(value)
             );
         }
-        header(&mut out, "apiserver_longrunning_requests", "gauge", "Watches and streams open now.");
+        header(
+            &mut out,
+            "apiserver_longrunning_requests",
+            "gauge",
+            "Watches and streams open now.",
+        );
         let _ = writeln!(out, "apiserver_longrunning_requests {}", gauge(&self.long_running));
         let mut last = "";
         for (name, labels, value) in extra {
@@ -92,7 +111,12 @@ impl Metrics {
     }
 
     fn render_requests(&self, out: &mut String) {
-        header(out, "apiserver_request_total", "counter", "Requests by what they asked and how they ended.");
+        header(
+            out,
+            "apiserver_request_total",
+            "counter",
+            "Requests by what they asked and how they ended.",
+        );
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         for (request, codes) in requests.iter() {
             for (code, count) in codes {
@@ -180,7 +204,8 @@ mod tests {
     #[test]
     fn counts_by_kind_of_request() {
         let metrics = Metrics::default();
-        let info = RequestInfo::parse(&http::Method::GET, "/api/v1/namespaces/a/pods", &Query::default());
+        let info =
+            RequestInfo::parse(&http::Method::GET, "/api/v1/namespaces/a/pods", &Query::default());
         metrics.observe(&info, true, false, 200, Duration::from_millis(30));
         metrics.observe(&info, true, false, 200, Duration::from_millis(30));
         let text = metrics.render(&[("process_open_fds", String::new(), 7.0)]);

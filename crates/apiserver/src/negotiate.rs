@@ -93,7 +93,8 @@ pub fn clauses(header: &str) -> Vec<Clause<'_>> {
             let mut parts = clause.split(';').map(str::trim);
             let media_type = parts.next().unwrap_or_default();
             let params: Vec<_> = parts.filter_map(|param| param.split_once('=')).collect();
-            let quality = params.iter().find(|(key, _)| *key == "q").and_then(|(_, q)| q.parse().ok());
+            let quality =
+                params.iter().find(|(key, _)| *key == "q").and_then(|(_, q)| q.parse().ok());
             Clause { media_type, params, quality: quality.unwrap_or(1.0) }
         })
         .filter(|clause| !clause.media_type.is_empty())
@@ -109,7 +110,11 @@ pub fn accept_header(headers: &HeaderMap) -> String {
 }
 
 /// The form of a response; `streams` for watches. 406 when nothing on the list can be made.
-pub fn response(headers: &HeaderMap, query_pretty: Option<&str>, streams: bool) -> Result<Accepted, Status> {
+pub fn response(
+    headers: &HeaderMap,
+    query_pretty: Option<&str>,
+    streams: bool,
+) -> Result<Accepted, Status> {
     let header = accept_header(headers);
     let clauses = clauses(&header);
     let found = if clauses.is_empty() {
@@ -131,7 +136,8 @@ pub fn for_error(headers: &HeaderMap) -> Accepted {
     Accepted { shape: Shape::Whole, ..accepted }
 }
 
-const STREAMS: &str = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+const STREAMS: &str =
+    "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
 
 /// A media type that is never made is refused in other words than one that does not fit here.
 fn not_acceptable(clauses: &[Clause<'_>], streams: bool) -> Status {
@@ -153,7 +159,8 @@ const UNKNOWN: &str = "406: Not Acceptable\n\nAvailable representations";
 
 /// Browsers and command-line fetchers get indented JSON.
 fn is_for_eyes(headers: &HeaderMap) -> bool {
-    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let agent =
+        headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     ["curl", "Wget", "Mozilla/5.0"].iter().any(|prefix| agent.starts_with(prefix))
 }
 
@@ -169,13 +176,15 @@ pub fn request(headers: &HeaderMap) -> Result<Format, Status> {
 
 /// The media type of a request body in lower case, without parameters.
 pub fn content_type(headers: &HeaderMap) -> String {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let value =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 pub fn unsupported(types: &str) -> Status {
-    let message =
-        format!("the body of the request was in an unknown format - accepted media types include: {types}");
+    let message = format!(
+        "the body of the request was in an unknown format - accepted media types include: {types}"
+    );
     Status::new(415, Reason::UnsupportedMediaType, message)
 }
 
@@ -199,10 +208,17 @@ mod tests {
         assert_eq!(check(kubectl, false), form(Format::Json, Shape::Table));
         let controller = "application/vnd.kubernetes.protobuf, */*";
         assert_eq!(check(controller, false), form(Format::Protobuf, Shape::Whole));
-        assert_eq!(check("application/vnd.kubernetes.protobuf;stream=watch", true), form(Format::Protobuf, Shape::Whole));
-        let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+        assert_eq!(
+            check("application/vnd.kubernetes.protobuf;stream=watch", true),
+            form(Format::Protobuf, Shape::Whole)
+        );
+        let metadata =
+            "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
         assert_eq!(check(metadata, false), form(Format::Protobuf, Shape::Metadata));
-        assert_eq!(check("application/yaml;q=0.1, application/json;q=0.9", false), form(Format::Json, Shape::Whole));
+        assert_eq!(
+            check("application/yaml;q=0.1, application/json;q=0.9", false),
+            form(Format::Json, Shape::Whole)
+        );
         assert_eq!(check("", false), form(Format::Json, Shape::Whole));
     }
 
@@ -212,9 +228,13 @@ mod tests {
         assert_eq!(check("application/yaml", true), Err(406));
         assert_eq!(check("application/json;as=Chart;g=meta.k8s.io;v=v1", false), Err(406));
         assert_eq!(
-            response(&[(header::ACCEPT, "text/plain".parse().unwrap())].into_iter().collect(), None, false)
-                .unwrap_err()
-                .message,
+            response(
+                &[(header::ACCEPT, "text/plain".parse().unwrap())].into_iter().collect(),
+                None,
+                false
+            )
+            .unwrap_err()
+            .message,
             "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf"
         );
     }

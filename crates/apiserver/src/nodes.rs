@@ -29,7 +29,11 @@ pub trait NodeDialler: Send + Sync {
     async fn connect(&self, node: &NodeAddress) -> Result<Box<dyn NodeStream>, DialError>;
 
     /// A plain stream to an address in the pod network, for the pod and service proxies.
-    async fn connect_pod(&self, address: IpAddr, port: u16) -> Result<Box<dyn NodeStream>, DialError> {
+    async fn connect_pod(
+        &self,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<Box<dyn NodeStream>, DialError> {
         let stream = TcpStream::connect((address, port)).await;
         let target = format!("{address}:{port}");
         Ok(Box::new(stream.map_err(|source| DialError::Connect { target, source })?))
@@ -62,7 +66,8 @@ impl NodeAddress {
     pub fn of(node: &Object) -> Result<Self, DialError> {
         let addresses = node.list_at(&["status", "addresses"]);
         let by_type = |wanted: &str| {
-            let found = addresses.iter().find(|a| a.get("type").and_then(Value::as_str) == Some(wanted));
+            let found =
+                addresses.iter().find(|a| a.get("type").and_then(Value::as_str) == Some(wanted));
             found.and_then(|a| a.get("address")).and_then(Value::as_str)
         };
         let order = ["InternalIP", "ExternalIP", "InternalDNS", "ExternalDNS", "Hostname"];
@@ -71,7 +76,10 @@ impl NodeAddress {
         Ok(Self {
             name: node.name().into(),
             host: host.ok_or_else(|| DialError::NoAddress { node: node.name().into() })?.into(),
-            port: port.and_then(|p| u16::try_from(p).ok()).filter(|&p| p > 0).unwrap_or(KUBELET_PORT),
+            port: port
+                .and_then(|p| u16::try_from(p).ok())
+                .filter(|&p| p > 0)
+                .unwrap_or(KUBELET_PORT),
         })
     }
 }
@@ -83,7 +91,11 @@ pub struct DirectDialler {
 
 impl DirectDialler {
     /// `ca_pem` signs the kubelets' serving certificates.
-    pub fn new(ca_pem: &[u8], chain_pem: &[u8], key_pem: &[u8]) -> Result<Self, crate::tls::TlsError> {
+    pub fn new(
+        ca_pem: &[u8],
+        chain_pem: &[u8],
+        key_pem: &[u8],
+    ) -> Result<Self, crate::tls::TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(ca_pem) {
             roots.add(certificate?)?;
@@ -104,7 +116,8 @@ impl NodeDialler for DirectDialler {
     async fn connect(&self, node: &NodeAddress) -> Result<Box<dyn NodeStream>, DialError> {
         let target = format!("{}:{}", node.host, node.port);
         let failed = |source| DialError::Connect { target: target.clone(), source };
-        let name = ServerName::try_from(node.host.clone()).map_err(|_| DialError::HostName(node.host.clone()))?;
+        let name = ServerName::try_from(node.host.clone())
+            .map_err(|_| DialError::HostName(node.host.clone()))?;
         let tcp = TcpStream::connect((node.host.as_str(), node.port)).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
         Ok(Box::new(self.tls.connect(name, tcp).await.map_err(failed)?))
@@ -140,7 +153,10 @@ mod tests {
         }))
         .unwrap();
         let address = NodeAddress::of(&node).unwrap();
-        assert_eq!(address, NodeAddress { name: "n".into(), host: "192.0.2.7".into(), port: 12250 });
+        assert_eq!(
+            address,
+            NodeAddress { name: "n".into(), host: "192.0.2.7".into(), port: 12250 }
+        );
         assert!(NodeAddress::of(&Object::new("v1", "Node", "", "n")).is_err());
     }
 }

@@ -52,7 +52,11 @@ impl Call {
 }
 
 /// Runs the chain.
-pub async fn handle(server: &Arc<Server>, request: Request<Body>, identity: Identity) -> Response<Body> {
+pub async fn handle(
+    server: &Arc<Server>,
+    request: Request<Body>,
+    identity: Identity,
+) -> Response<Body> {
     let started = server.env.instant();
     // What the request is about, from its line alone: everything after depends on it.
     let raw_query = request.uri().query().unwrap_or_default().to_owned();
@@ -69,7 +73,12 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, identity: Iden
     let guarded = AssertUnwindSafe(run.within_deadline(request)).catch_unwind();
     let result = guarded.await.unwrap_or_else(|panic| {
         server.env.count_panic();
-        tracing::error!(audit_id, path = info.path, panic = panic_text(&*panic), "request panicked");
+        tracing::error!(
+            audit_id,
+            path = info.path,
+            panic = panic_text(&*panic),
+            "request panicked"
+        );
         Err(Status::internal("the request panicked and was ended"))
     });
     drop(counted);
@@ -151,7 +160,9 @@ impl Run {
         if let authz::Decision::NoOpinion(why) = server.authorizer.authorize(&user, &asked) {
             let form = negotiate::for_error(request.headers());
             let mut refused = respond::failure(&authz::forbidden(&user, &asked, &why), &form);
-            refused.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            refused
+                .headers_mut()
+                .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
             return Ok(refused);
         }
         // From here on it is the handler's: negotiation, decoding, admission, the registry.
@@ -192,12 +203,18 @@ fn deadline(query: &Query, longest: Duration) -> Result<Duration, Status> {
         return Ok(longest);
     }
     let asked = handlers::options::parse_duration(text).ok_or_else(|| {
-        Status::bad_request(format!("invalid timeout specified in the request URL - time: invalid duration {text:?}"))
+        Status::bad_request(format!(
+            "invalid timeout specified in the request URL - time: invalid duration {text:?}"
+        ))
     })?;
     Ok(if asked.is_zero() { longest } else { asked.min(longest) })
 }
 
-fn permit(server: &Server, info: &RequestInfo, user: &UserInfo) -> Result<Option<OwnedSemaphorePermit>, Status> {
+fn permit(
+    server: &Server,
+    info: &RequestInfo,
+    user: &UserInfo,
+) -> Result<Option<OwnedSemaphorePermit>, Status> {
     let exempt = user.groups.iter().any(|group| group == authz::MASTERS);
     if info.is_long_running() || exempt {
         return Ok(None);
@@ -209,13 +226,26 @@ fn permit(server: &Server, info: &RequestInfo, user: &UserInfo) -> Result<Option
     }
 }
 
-fn context(server: &Server, user: &Arc<UserInfo>, query: &Query, headers: &HeaderMap) -> RequestContext {
+fn context(
+    server: &Server,
+    user: &Arc<UserInfo>,
+    query: &Query,
+    headers: &HeaderMap,
+) -> RequestContext {
     let mut context = RequestContext::new(user.clone(), server.env.now());
     context.dry_run = query.text("dryRun") == "All";
-    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let agent =
+        headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     context.user_agent = agent.to_owned();
     context.field_manager = match query.text("fieldManager") {
-        "" => agent.split('/').next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(128).collect(),
+        "" => agent
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(128)
+            .collect(),
         given => given.to_owned(),
     };
     context

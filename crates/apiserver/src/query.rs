@@ -29,7 +29,8 @@ impl Query {
 
     /// A boolean as Kubernetes reads it: set, and neither `0` nor `false`.
     pub fn flag(&self, key: &str) -> bool {
-        self.get(key).is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "0" | "false"))
+        self.get(key)
+            .is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "0" | "false"))
     }
 
     pub fn contains(&self, key: &str) -> bool {
@@ -87,7 +88,9 @@ mod tests {
 
     #[test]
     fn decodes_what_clients_send() {
-        let query = Query::parse("labelSelector=app%3Dweb%2Ctier+in+%28a%29&watch&limit=5&dryRun=All&x=%zz");
+        let query = Query::parse(
+            "labelSelector=app%3Dweb%2Ctier+in+%28a%29&watch&limit=5&dryRun=All&x=%zz",
+        );
         assert_eq!(query.text("labelSelector"), "app=web,tier in (a)");
         assert!(query.flag("watch"));
         assert!(!Query::parse("watch=false").flag("watch"));

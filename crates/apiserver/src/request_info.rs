@@ -62,11 +62,14 @@ impl RequestInfo {
                 parts = rest;
             }
         }
-        let part = |at: usize| parts.get(at).map(|p| SmolStr::from(percent_decode(p))).unwrap_or_default();
+        let part =
+            |at: usize| parts.get(at).map(|p| SmolStr::from(percent_decode(p))).unwrap_or_default();
         (self.resource, self.name, self.subresource) = (part(0), part(1), part(2));
         self.rest = rest_of(path, parts);
         self.verb = verb_of(method, legacy_watch, self.name.is_empty(), query);
-        if self.name.is_empty() && matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") {
+        if self.name.is_empty()
+            && matches!(self.verb.as_str(), "list" | "watch" | "deletecollection")
+        {
             self.name = name_in_field_selector(query.text("fieldSelector")).unwrap_or_default();
         }
         self
@@ -138,8 +141,14 @@ mod tests {
         let target = if info.is_resource {
             format!(
                 "{} g={} v={} r={} s={} ns={} n={} rest={}",
-                info.verb, info.group, info.version, info.resource, info.subresource, info.namespace,
-                info.name, info.rest
+                info.verb,
+                info.group,
+                info.version,
+                info.resource,
+                info.subresource,
+                info.namespace,
+                info.name,
+                info.rest
             )
         } else {
             format!("{} {}", info.verb, info.path)
@@ -160,15 +169,27 @@ mod tests {
             "/api/v1/namespaces/a/finalize",
             "update g= v=v1 r=namespaces s=finalize ns=a n=a rest=",
         );
-        check(get.clone(), "/api/v1/namespaces/a/pods?watch=true", "watch g= v=v1 r=pods s= ns=a n= rest=");
+        check(
+            get.clone(),
+            "/api/v1/namespaces/a/pods?watch=true",
+            "watch g= v=v1 r=pods s= ns=a n= rest=",
+        );
         check(get.clone(), "/api/v1/watch/pods", "watch g= v=v1 r=pods s= ns= n= rest=");
         check(
             get.clone(),
             "/apis/apps/v1/namespaces/a/deployments?fieldSelector=metadata.name%3Dx",
             "list g=apps v=v1 r=deployments s= ns=a n=x rest=",
         );
-        check(post, "/api/v1/namespaces/a/pods/p/exec", "create g= v=v1 r=pods s=exec ns=a n=p rest=");
-        check(delete, "/api/v1/namespaces/a/pods", "deletecollection g= v=v1 r=pods s= ns=a n= rest=");
+        check(
+            post,
+            "/api/v1/namespaces/a/pods/p/exec",
+            "create g= v=v1 r=pods s=exec ns=a n=p rest=",
+        );
+        check(
+            delete,
+            "/api/v1/namespaces/a/pods",
+            "deletecollection g= v=v1 r=pods s= ns=a n= rest=",
+        );
         check(
             get,
             "/api/v1/nodes/n:10250/proxy/logs/x/",

@@ -20,7 +20,8 @@ pub fn text(code: u16, text: impl Into<String>) -> Response<Body> {
 pub fn bytes(code: u16, media_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let body = body.into();
     let mut response = Response::new(body::empty());
-    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     response.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
     *response.body_mut() = body::full(body);
@@ -65,7 +66,8 @@ pub fn success(name: &str, group: &str, resource: &str, uid: &str) -> Object {
             details.insert(field, text);
         }
     }
-    let status = value!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
+    let status =
+        value!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
     let mut status = Object::from_value(status).unwrap_or_default();
     status.root_mut().insert("details", Value::Map(details));
     status

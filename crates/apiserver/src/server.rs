@@ -19,10 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     admission::Chain,
     authn::{
-        Authenticator, Connection, FrontProxy, Identity,
-        jwt::SigningKey,
-        service_account::ServiceAccounts,
-        x509::ClientAuthority,
+        Authenticator, Connection, FrontProxy, Identity, jwt::SigningKey,
+        service_account::ServiceAccounts, x509::ClientAuthority,
     },
     authz::Authorizer,
     body::Body,
@@ -57,17 +55,23 @@ pub struct Server {
 impl Server {
     /// Checks the settings and starts the informers behind authorization. Objects that every
     /// cluster has are written by [`Server::bootstrap`].
-    pub fn new(env: Env, registry: Arc<Registry>, config: ServerConfig) -> Result<Arc<Self>, Error> {
+    pub fn new(
+        env: Env,
+        registry: Arc<Registry>,
+        config: ServerConfig,
+    ) -> Result<Arc<Self>, Error> {
         let data = Data::new(registry);
         let service_accounts = Arc::new(service_accounts(&config)?);
         let authority = ClientAuthority::from_pem(config.client_ca_pem.as_bytes());
         let front_proxy = config.front_proxy.as_ref().map(|proxy| {
-            let authority = ClientAuthority::from_pem(proxy.ca_pem.as_bytes()).map_err(Error::FrontProxy)?;
+            let authority =
+                ClientAuthority::from_pem(proxy.ca_pem.as_bytes()).map_err(Error::FrontProxy)?;
             Ok::<_, Error>(FrontProxy { authority, allowed_names: proxy.allowed_names.clone() })
         });
         let serving = config.serving.as_ref();
-        let certificate =
-            serving.map(|(chain, key)| ServingCertificate::new(chain.as_bytes(), key.as_bytes())).transpose()?;
+        let certificate = serving
+            .map(|(chain, key)| ServingCertificate::new(chain.as_bytes(), key.as_bytes()))
+            .transpose()?;
         let authorizer = Arc::new(Authorizer::default());
         let feeds = feeds::start(&env, &data, &authorizer);
         Ok(Arc::new(Self {
@@ -96,12 +100,20 @@ impl Server {
 
     /// Answers one request through the whole chain. `identity` says how it came in; a caller in
     /// this process hands in the user that the wiring gave it.
-    pub async fn handle(self: &Arc<Self>, request: Request<Body>, identity: Identity) -> Response<Body> {
+    pub async fn handle(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        identity: Identity,
+    ) -> Response<Body> {
         pipeline::handle(self, request, identity).await
     }
 
     /// Serves TLS connections until `cancel`; then open requests end and watches are closed.
-    pub async fn serve_tls(self: &Arc<Self>, listener: TcpListener, cancel: CancellationToken) -> Result<(), Error> {
+    pub async fn serve_tls(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        cancel: CancellationToken,
+    ) -> Result<(), Error> {
         let certificate = self.certificate.clone().ok_or(Error::NoCertificate)?;
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(certificate)?));
         let connections = tracker::Connections::default();
@@ -114,7 +126,8 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     let _ = stream.set_nodelay(true);
-                    let (server, acceptor, guard) = (self.clone(), acceptor.clone(), connections.enter());
+                    let (server, acceptor, guard) =
+                        (self.clone(), acceptor.clone(), connections.enter());
                     let cancel = cancel.clone();
                     self.env.spawn("connection", async move {
                         server.serve_connection(acceptor, stream, peer, cancel).await;
@@ -143,7 +156,8 @@ impl Server {
         peer: SocketAddr,
         cancel: CancellationToken,
     ) {
-        let handshake = self.env.timeout(std::time::Duration::from_secs(10), acceptor.accept(stream)).await;
+        let handshake =
+            self.env.timeout(std::time::Duration::from_secs(10), acceptor.accept(stream)).await;
         let stream = match handshake {
             Some(Ok(stream)) => stream,
             Some(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
@@ -156,12 +170,18 @@ impl Server {
             let (server, connection) = (self.clone(), connection.clone());
             async move {
                 let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-                Ok::<_, std::convert::Infallible>(server.handle(request, Identity::Connection(connection)).await)
+                Ok::<_, std::convert::Infallible>(
+                    server.handle(request, Identity::Connection(connection)).await,
+                )
             }
         });
         let mut builder = auto::Builder::new(Spawner(self.env.clone()));
         builder.http1().timer(TokioTimer::new());
-        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1000).initial_stream_window_size(1 << 20);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(1000)
+            .initial_stream_window_size(1 << 20);
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut serving = std::pin::pin!(serving);
         let ended = tokio::select! {
@@ -188,7 +208,8 @@ impl Server {
     /// Trusts other authorities of client certificates from the next connection on.
     pub fn replace_client_authority(&self, ca_pem: &[u8]) -> Result<(), Error> {
         let fresh = ClientAuthority::from_pem(ca_pem).map_err(Error::ClientAuthority)?;
-        *self.authenticator.client_authority.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        *self.authenticator.client_authority.write().unwrap_or_else(PoisonError::into_inner) =
+            fresh;
         Ok(())
     }
 

@@ -53,7 +53,9 @@ impl Fixture {
     pub async fn start_with(settings: impl FnOnce(&mut ServerConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let env = Env::real();
-        let store = store::embedded::Embedded::open(&env, directory.path(), Default::default()).await.unwrap();
+        let store = store::embedded::Embedded::open(&env, directory.path(), Default::default())
+            .await
+            .unwrap();
         let registry = registry::Registry::open(env.clone(), store, registry::Options::default());
         let authority = Authority::new("test-ca");
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
@@ -93,9 +95,17 @@ impl Fixture {
 
     /// A GET of somebody, waiting until it is answered with `code`: roles take effect when the
     /// informers have seen them.
-    pub async fn until(&self, user: &Identity, method: Method, path: &str, body: Json, code: u16) -> Answer {
+    pub async fn until(
+        &self,
+        user: &Identity,
+        method: Method,
+        path: &str,
+        body: Json,
+        code: u16,
+    ) -> Answer {
         loop {
-            let answer = self.ask(user.clone(), request(method.clone(), path, &[], body.clone())).await;
+            let answer =
+                self.ask(user.clone(), request(method.clone(), path, &[], body.clone())).await;
             if answer.code == code {
                 return answer;
             }

@@ -54,7 +54,9 @@ impl ResolvesServerCert for ServingCertificate {
 }
 
 /// The TLS settings of the server: HTTP/2 and 1.1, client certificates optional.
-pub fn server_config(certificate: Arc<ServingCertificate>) -> Result<rustls::ServerConfig, TlsError> {
+pub fn server_config(
+    certificate: Arc<ServingCertificate>,
+) -> Result<rustls::ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let asker = Arc::new(AsksForCertificate(provider.clone()));
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
@@ -94,7 +96,12 @@ impl ClientCertVerifier for AsksForCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -103,7 +110,12 @@ impl ClientCertVerifier for AsksForCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -25,13 +25,17 @@ impl Plugin for Certificates {
         let old = attributes.old_object.as_ref();
         let signer = old.unwrap_or(request).str_at(&["spec", "signerName"]);
         match (attributes.operation, attributes.subresource) {
-            (Operation::Create, "") if signer == CLIENT_SIGNER && asks_for_masters(request) => Err(refuse(
-                attributes,
-                "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed",
-            )),
+            (Operation::Create, "") if signer == CLIENT_SIGNER && asks_for_masters(request) => {
+                Err(refuse(
+                    attributes,
+                    "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed",
+                ))
+            }
             (Operation::Update, "approval") => permitted(world, attributes, signer, "approve"),
             (Operation::Update, "status") => {
-                let certificate = |object: &machinery::Object| object.str_at(&["status", "certificate"]).to_owned();
+                let certificate = |object: &machinery::Object| {
+                    object.str_at(&["status", "certificate"]).to_owned()
+                };
                 let unchanged = old.is_some_and(|old| certificate(old) == certificate(request));
                 if unchanged { Ok(()) } else { permitted(world, attributes, signer, "sign") }
             }
@@ -41,7 +45,12 @@ impl Plugin for Certificates {
 }
 
 /// The permission may be given on one signer or on all of its domain.
-fn permitted(world: &World, attributes: &Attributes<'_>, signer: &str, verb: &str) -> Result<(), Status> {
+fn permitted(
+    world: &World,
+    attributes: &Attributes<'_>,
+    signer: &str,
+    verb: &str,
+) -> Result<(), Status> {
     let domain = signer.split_once('/').map_or("", |(domain, _)| domain);
     let allowed = [signer.to_owned(), format!("{domain}/*")].iter().any(|name| {
         let query = Query {

@@ -45,12 +45,14 @@ impl Plugin for DefaultClass {
             return Ok(());
         }
         let Some(object) = &mut attributes.object else { return Ok(()) };
-        let named = object.at(&["spec", self.field]).is_some() || OLD.iter().any(|a| object.annotation(a).is_some());
+        let named = object.at(&["spec", self.field]).is_some()
+            || OLD.iter().any(|a| object.annotation(a).is_some());
         if named {
             return Ok(());
         }
         let classes = world.data.list_cached(self.classes_group, "v1", self.classes, "").await?;
-        let defaults = classes.into_iter().filter(|class| class.annotation(self.annotation) == Some("true"));
+        let defaults =
+            classes.into_iter().filter(|class| class.annotation(self.annotation) == Some("true"));
         // The newest wins; of two of the same second, the first by name.
         let newest = |a: &Object, b: &Object| {
             (a.creation_timestamp(), b.name()).cmp(&(b.creation_timestamp(), a.name()))

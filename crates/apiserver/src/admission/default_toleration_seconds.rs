@@ -20,7 +20,8 @@ impl Plugin for DefaultTolerationSeconds {
         }
         let Some(pod) = &mut attributes.object else { return Ok(()) };
         for taint in TAINTS {
-            let tolerated = pod.list_at(&["spec", "tolerations"]).iter().any(|t| tolerates(t, taint));
+            let tolerated =
+                pod.list_at(&["spec", "tolerations"]).iter().any(|t| tolerates(t, taint));
             if !tolerated {
                 let seconds = world.default_toleration_seconds;
                 let spec = pod.root_mut().map_entry("spec");
@@ -36,5 +37,6 @@ impl Plugin for DefaultTolerationSeconds {
 /// Whether a toleration covers the `NoExecute` effect of a taint, for however long.
 fn tolerates(toleration: &Value, taint: &str) -> bool {
     let field = |name| toleration.get(name).and_then(Value::as_str).unwrap_or_default();
-    matches!(field("key"), key if key == taint || key.is_empty()) && matches!(field("effect"), "NoExecute" | "")
+    matches!(field("key"), key if key == taint || key.is_empty())
+        && matches!(field("effect"), "NoExecute" | "")
 }

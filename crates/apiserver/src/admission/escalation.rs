@@ -20,7 +20,13 @@ impl Plugin for RbacEscalation {
         let Some(object) = &attributes.object else { return Ok(()) };
         let user = &attributes.context.user;
         let resource = attributes.resource.resource();
-        match escalation::check(&world.authorizer, user, resource, object, attributes.old_object.as_ref()) {
+        match escalation::check(
+            &world.authorizer,
+            user,
+            resource,
+            object,
+            attributes.old_object.as_ref(),
+        ) {
             Ok(()) => Ok(()),
             Err(why) => Err(refuse(attributes, &why)),
         }

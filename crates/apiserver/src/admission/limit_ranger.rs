@@ -28,9 +28,12 @@ impl Plugin for LimitRanger {
     async fn validate(&self, world: &World, attributes: &Attributes<'_>) -> Result<(), Status> {
         let pod = is(attributes, Operation::Create, "", "pods");
         let claim = is(attributes, Operation::Create, "", "persistentvolumeclaims");
-        let Some(object) = attributes.object.as_ref().filter(|_| pod || claim) else { return Ok(()) };
+        let Some(object) = attributes.object.as_ref().filter(|_| pod || claim) else {
+            return Ok(());
+        };
         let ranges = world.data.list_cached("", "v1", "limitranges", attributes.namespace).await?;
-        let faults: Vec<String> = ranges.iter().flat_map(|range| faults(range, object, pod)).collect();
+        let faults: Vec<String> =
+            ranges.iter().flat_map(|range| faults(range, object, pod)).collect();
         match faults.as_slice() {
             [] => Ok(()),
             [one] => Err(refuse(attributes, one)),
@@ -67,28 +70,44 @@ fn faults(range: &Object, object: &Object, is_pod: bool) -> Vec<String> {
     faults
 }
 
-fn check(limit: &Value, kind: &str, requests: &Amounts, limits: &Amounts, faults: &mut Vec<String>) {
+fn check(
+    limit: &Value,
+    kind: &str,
+    requests: &Amounts,
+    limits: &Amounts,
+    faults: &mut Vec<String>,
+) {
     let bounds = |field: &str| -> Vec<(String, String, i128)> {
         let map = limit.get(field).and_then(Value::as_map);
         let entries = map.into_iter().flat_map(Map::iter);
-        entries.filter_map(|(name, value)| Some((name.to_string(), text(value), nanos(value)?))).collect()
+        entries
+            .filter_map(|(name, value)| Some((name.to_string(), text(value), nanos(value)?)))
+            .collect()
     };
     for (name, shown, bound) in bounds("min") {
         match requests.get(&name) {
-            None => faults.push(format!("minimum {name} usage per {kind} is {shown}.  No request is specified")),
+            None => faults.push(format!(
+                "minimum {name} usage per {kind} is {shown}.  No request is specified"
+            )),
             Some(&amount) if amount < bound => {
                 let request = show(amount);
-                faults.push(format!("minimum {name} usage per {kind} is {shown}, but request is {request}"));
+                faults.push(format!(
+                    "minimum {name} usage per {kind} is {shown}, but request is {request}"
+                ));
             }
             Some(_) => {}
         }
     }
     for (name, shown, bound) in bounds("max") {
         match limits.get(&name) {
-            None => faults.push(format!("maximum {name} usage per {kind} is {shown}.  No limit is specified")),
+            None => faults.push(format!(
+                "maximum {name} usage per {kind} is {shown}.  No limit is specified"
+            )),
             Some(&amount) if amount > bound => {
                 let limit = show(amount);
-                faults.push(format!("maximum {name} usage per {kind} is {shown}, but limit is {limit}"));
+                faults.push(format!(
+                    "maximum {name} usage per {kind} is {shown}, but limit is {limit}"
+                ));
             }
             Some(_) => {}
         }
@@ -150,7 +169,9 @@ fn show(amount: i128) -> String {
 /// Merges the defaults of a range's `Container` limits into containers that set none.
 fn apply_defaults(range: &Object, pod: &mut Object) {
     let limits = range.list_at(&["spec", "limits"]).iter();
-    for limit in limits.filter(|limit| limit.get("type").and_then(Value::as_str) == Some("Container")) {
+    for limit in
+        limits.filter(|limit| limit.get("type").and_then(Value::as_str) == Some("Container"))
+    {
         let requests = limit.get("defaultRequest").and_then(Value::as_map);
         let defaults = limit.get("default").and_then(Value::as_map);
         for list in ["initContainers", "containers"] {
@@ -161,10 +182,15 @@ fn apply_defaults(range: &Object, pod: &mut Object) {
             for container in spec.list_entry(list).iter_mut().filter_map(Value::as_map_mut) {
                 merge(container, "limits", defaults);
                 // A limit that the container set itself is its request too, before any default.
-                let own: Option<Map> = container.at(&["resources", "limits"]).and_then(Value::as_map).cloned();
+                let own: Option<Map> =
+                    container.at(&["resources", "limits"]).and_then(Value::as_map).cloned();
                 let set_itself = own.map(|own| {
-                    let from_default = |key: &str, value: &Value| defaults.and_then(|d| d.get(key)) == Some(value);
-                    own.iter().filter(|(k, v)| !from_default(k, v)).map(|(k, v)| (k.clone(), v.clone())).collect::<Map>()
+                    let from_default =
+                        |key: &str, value: &Value| defaults.and_then(|d| d.get(key)) == Some(value);
+                    own.iter()
+                        .filter(|(k, v)| !from_default(k, v))
+                        .map(|(k, v)| (k.clone(), v.clone()))
+                        .collect::<Map>()
                 });
                 merge(container, "requests", set_itself.as_ref().filter(|_| requests.is_some()));
                 merge(container, "requests", requests);
@@ -204,7 +230,9 @@ mod tests {
         let containers = pod.list_at(&["spec", "containers"]);
         assert_eq!(
             containers[0].get("resources"),
-            Some(&value!({"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "100m"}}))
+            Some(
+                &value!({"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "100m"}})
+            )
         );
         assert_eq!(
             containers[1].get("resources"),
@@ -228,7 +256,10 @@ mod tests {
             pod
         };
         assert!(faults(&range, &pod("500m"), true).is_empty());
-        assert_eq!(faults(&range, &pod("1"), true), ["maximum cpu usage per Pod is 1500m, but limit is 2"]);
+        assert_eq!(
+            faults(&range, &pod("1"), true),
+            ["maximum cpu usage per Pod is 1500m, but limit is 2"]
+        );
         assert_eq!(faults(&range, &pod("1200m"), true).len(), 3);
         let empty = Object::from_value(value!({"spec": {"containers": [{}]}})).unwrap();
         assert_eq!(

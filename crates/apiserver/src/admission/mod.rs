@@ -63,7 +63,12 @@ pub struct Chain {
 }
 
 impl Chain {
-    pub fn new(env: &Env, data: &Data, authorizer: &Arc<Authorizer>, config: &ServerConfig) -> Self {
+    pub fn new(
+        env: &Env,
+        data: &Data,
+        authorizer: &Arc<Authorizer>,
+        config: &ServerConfig,
+    ) -> Self {
         Self {
             world: World {
                 env: env.clone(),
@@ -94,7 +99,9 @@ impl Admission for Chain {
 
 /// Whether the attributes are about this operation on this resource itself.
 fn is(attributes: &Attributes<'_>, operation: Operation, group: &str, resource: &str) -> bool {
-    attributes.operation == operation && is_resource(attributes, group, resource) && attributes.subresource.is_empty()
+    attributes.operation == operation
+        && is_resource(attributes, group, resource)
+        && attributes.subresource.is_empty()
 }
 
 fn is_resource(attributes: &Attributes<'_>, group: &str, resource: &str) -> bool {

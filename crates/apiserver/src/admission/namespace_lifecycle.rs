@@ -20,14 +20,19 @@ impl Plugin for NamespaceLifecycle {
         let name = attributes.namespace;
         let namespace = match world.data.get_cached("", "v1", "namespaces", "", name).await {
             // The cache may not have seen yet what was created a moment ago.
-            Err(status) if status.is_not_found() => world.data.get("", "v1", "namespaces", "", name).await?,
+            Err(status) if status.is_not_found() => {
+                world.data.get("", "v1", "namespaces", "", name).await?
+            }
             found => found?,
         };
-        let terminating = namespace.is_deleting() || namespace.str_at(&["status", "phase"]) == "Terminating";
+        let terminating =
+            namespace.is_deleting() || namespace.str_at(&["status", "phase"]) == "Terminating";
         if !terminating || attributes.resource.resource() == "localsubjectaccessreviews" {
             return Ok(());
         }
-        let why = format!("unable to create new content in namespace {name} because it is being terminated");
+        let why = format!(
+            "unable to create new content in namespace {name} because it is being terminated"
+        );
         let mut status = refuse(attributes, &why);
         if let Some(details) = &mut status.details {
             details.causes.push(Cause {
@@ -40,7 +45,8 @@ impl Plugin for NamespaceLifecycle {
     }
 
     async fn validate(&self, _: &World, attributes: &Attributes<'_>) -> Result<(), Status> {
-        let immortal = is(attributes, Operation::Delete, "", "namespaces") && IMMORTAL.contains(&attributes.name);
+        let immortal = is(attributes, Operation::Delete, "", "namespaces")
+            && IMMORTAL.contains(&attributes.name);
         if immortal { Err(refuse(attributes, "this namespace may not be deleted")) } else { Ok(()) }
     }
 }

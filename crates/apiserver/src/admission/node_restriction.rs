@@ -31,7 +31,7 @@ const ALLOWED_PREFIXES: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.i
 
 #[async_trait]
 impl Plugin for NodeRestriction {
-    async fn validate(&self, world: &World, attributes: &Attributes<'_>) -> Result<(), Status> {
+    async fn validate(&self, _: &World, attributes: &Attributes<'_>) -> Result<(), Status> {
         let Some(node) = node_of(&attributes.context.user) else { return Ok(()) };
         let checked = match attributes.subresource {
             "" if is_resource(attributes, "", "pods") => pod(attributes, node),
@@ -39,14 +39,19 @@ impl Plugin for NodeRestriction {
             "eviction" if is_resource(attributes, "", "pods") => Ok(()),
             _ if is_resource(attributes, "", "pods") => {
                 let sub = attributes.subresource;
-                Err(format!("unexpected pod subresource {sub:?}, only 'status' and 'eviction' are allowed"))
+                Err(format!(
+                    "unexpected pod subresource {sub:?}, only 'status' and 'eviction' are allowed"
+                ))
             }
             _ if is_resource(attributes, "", "nodes") => own_node(attributes, node),
-            "" if is_resource(attributes, "coordination.k8s.io", "leases") => lease(attributes, node),
-            _ if is_resource(attributes, "storage.k8s.io", "csinodes") => named(attributes, node, "CSINode"),
+            "" if is_resource(attributes, "coordination.k8s.io", "leases") => {
+                lease(attributes, node)
+            }
+            _ if is_resource(attributes, "storage.k8s.io", "csinodes") => {
+                named(attributes, node, "CSINode")
+            }
             _ => Ok(()),
         };
-        let _ = world;
         checked.map_err(|why| refuse(attributes, &why))
     }
 }
@@ -55,13 +60,18 @@ fn pod(attributes: &Attributes<'_>, node: &str) -> Result<(), String> {
     match attributes.operation {
         Operation::Create => attributes.object.as_ref().map_or(Ok(()), |pod| mirror_pod(pod, node)),
         Operation::Delete => bound_here(attributes.old_object.as_ref(), node, "delete"),
-        operation => Err(format!("unexpected operation {:?}, node {node:?} can only create and delete mirror pods", operation.as_str())),
+        operation => Err(format!(
+            "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
+            operation.as_str()
+        )),
     }
 }
 
 fn mirror_pod(pod: &Object, node: &str) -> Result<(), String> {
     if pod.annotation(MIRROR).is_none() {
-        return Err(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+        return Err(format!(
+            "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
+        ));
     }
     if pod.str_at(&["spec", "nodeName"]) != node {
         return Err(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
@@ -103,15 +113,23 @@ fn own_node(attributes: &Attributes<'_>, node: &str) -> Result<(), String> {
     let empty = Map::new();
     let labels = new.labels().unwrap_or(&empty);
     let old_labels = attributes.old_object.as_ref().and_then(Object::labels).unwrap_or(&empty);
-    let changed = labels.iter().filter(|(key, value)| old_labels.get(key) != Some(value)).map(|(key, _)| key);
+    let changed =
+        labels.iter().filter(|(key, value)| old_labels.get(key) != Some(value)).map(|(key, _)| key);
     let removed = old_labels.keys().filter(|key| !labels.contains_key(key));
-    let forbidden: Vec<&str> = changed.chain(removed).map(|key| key.as_str()).filter(|key| is_forbidden(key)).collect();
+    let forbidden: Vec<&str> =
+        changed.chain(removed).map(|key| key.as_str()).filter(|key| is_forbidden(key)).collect();
     if !forbidden.is_empty() {
         return Err(format!("is not allowed to modify labels: {}", forbidden.join(", ")));
     }
-    let taints_changed =
-        attributes.old_object.as_ref().is_some_and(|old| old.list_at(&["spec", "taints"]) != new.list_at(&["spec", "taints"]));
-    if taints_changed { Err(format!("node {node:?} is not allowed to modify taints")) } else { Ok(()) }
+    let taints_changed = attributes
+        .old_object
+        .as_ref()
+        .is_some_and(|old| old.list_at(&["spec", "taints"]) != new.list_at(&["spec", "taints"]));
+    if taints_changed {
+        Err(format!("node {node:?} is not allowed to modify taints"))
+    } else {
+        Ok(())
+    }
 }
 
 fn is_forbidden(label: &str) -> bool {
@@ -141,7 +159,11 @@ fn named(attributes: &Attributes<'_>, node: &str, what: &str) -> Result<(), Stri
         "" => attributes.object.as_ref().map_or("", |object| object.name()),
         name => name,
     };
-    if name == node { Ok(()) } else { Err(format!("node {node:?} is not allowed to modify {what} {name:?}")) }
+    if name == node {
+        Ok(())
+    } else {
+        Err(format!("node {node:?} is not allowed to modify {what} {name:?}"))
+    }
 }
 
 #[cfg(test)]
@@ -150,10 +172,17 @@ mod tests {
 
     #[test]
     fn labels_that_place_pods_are_the_administrators() {
-        for allowed in ["kubernetes.io/hostname", "example.com/rack", "node.kubernetes.io/x", "topology.kubernetes.io/zone"] {
+        for allowed in [
+            "kubernetes.io/hostname",
+            "example.com/rack",
+            "node.kubernetes.io/x",
+            "topology.kubernetes.io/zone",
+        ] {
             assert!(!is_forbidden(allowed), "{allowed}");
         }
-        for forbidden in ["node-restriction.kubernetes.io/x", "node-role.kubernetes.io/master", "a.k8s.io/b"] {
+        for forbidden in
+            ["node-restriction.kubernetes.io/x", "node-role.kubernetes.io/master", "a.k8s.io/b"]
+        {
             assert!(is_forbidden(forbidden), "{forbidden}");
         }
     }

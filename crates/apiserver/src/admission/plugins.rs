@@ -1,8 +1,9 @@
 //! The table of admission plugins. One file and one line each; the order is the order of calls.
 
 use super::{
-    Entry, certificates, default_class, default_toleration_seconds, escalation, limit_ranger, namespace_lifecycle,
-    node_restriction, pod_security, priority, service_account, taint_nodes, unenforced,
+    Entry, certificates, default_class, default_toleration_seconds, escalation, limit_ranger,
+    namespace_lifecycle, node_restriction, pod_security, priority, service_account, taint_nodes,
+    unenforced,
 };
 
 pub const PLUGINS: &[Entry] = &[

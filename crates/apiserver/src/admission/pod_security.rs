@@ -18,7 +18,10 @@ impl Plugin for PodSecurity {
         if !written || !is_resource(attributes, "", "namespaces") {
             return Ok(());
         }
-        let Some(labels) = attributes.object.as_ref().and_then(|namespace| namespace.labels()) else { return Ok(()) };
+        let Some(labels) = attributes.object.as_ref().and_then(|namespace| namespace.labels())
+        else {
+            return Ok(());
+        };
         let strict = labels.iter().any(|(key, value)| {
             key.starts_with(PREFIX) && matches!(value.as_str(), Some("baseline" | "restricted"))
         });

@@ -29,16 +29,22 @@ impl Plugin for Priority {
         let policy = class.as_ref().map_or("", |class| class.str_at(&["preemptionPolicy"]));
         let policy = if policy.is_empty() { "PreemptLowerPriority" } else { policy };
         if pod.i64_at(&["spec", "priority"]).is_some_and(|given| given != priority) {
-            return Err(refuse(attributes, &format!(
-                "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name",
-                pod.i64_at(&["spec", "priority"]).unwrap_or_default()
-            )));
+            return Err(refuse(
+                attributes,
+                &format!(
+                    "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name",
+                    pod.i64_at(&["spec", "priority"]).unwrap_or_default()
+                ),
+            ));
         }
         let given = pod.str_at(&["spec", "preemptionPolicy"]);
         if !given.is_empty() && given != policy {
-            return Err(refuse(attributes, &format!(
-                "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
-            )));
+            return Err(refuse(
+                attributes,
+                &format!(
+                    "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+                ),
+            ));
         }
         let Some(pod) = &mut attributes.object else { return Ok(()) };
         if let Some(class) = &class {
@@ -57,10 +63,13 @@ impl Plugin for Priority {
             return Ok(());
         }
         match default_class(world).await? {
-            Some(other) if other.name() != class.name() => Err(refuse(attributes, &format!(
-                "PriorityClass {} is already marked as default. Only one default can exist",
-                other.name()
-            ))),
+            Some(other) if other.name() != class.name() => Err(refuse(
+                attributes,
+                &format!(
+                    "PriorityClass {} is already marked as default. Only one default can exist",
+                    other.name()
+                ),
+            )),
             _ => Ok(()),
         }
     }

@@ -32,7 +32,10 @@ impl Plugin for ServiceAccount {
         }
         let name = pod.str_at(&["spec", "serviceAccountName"]).to_owned();
         let account = find(world, attributes.namespace, &name).await.map_err(|why| {
-            refuse(attributes, &format!("error looking up service account {}/{name}: {why}", attributes.namespace))
+            refuse(
+                attributes,
+                &format!("error looking up service account {}/{name}: {why}", attributes.namespace),
+            )
         })?;
         pod.set_at(&["spec", "serviceAccount"], name.as_str());
         if mounts_token(&pod, &account) {
@@ -54,7 +57,11 @@ async fn find(world: &World, namespace: &str, name: &str) -> Result<Object, Stat
         Err(status) if status.is_not_found() => {
             world.data.get("", "v1", "serviceaccounts", namespace, name).await.map_err(|status| {
                 // The text names the kind as the object's reader would.
-                if status.is_not_found() { Status::not_found("", "serviceaccount", name) } else { status }
+                if status.is_not_found() {
+                    Status::not_found("", "serviceaccount", name)
+                } else {
+                    status
+                }
             })
         }
         found => found,
@@ -70,10 +77,14 @@ fn check_mirror(attributes: &Attributes<'_>, pod: &Object) -> Result<(), Status>
     if volumes.iter().any(|volume| volume.get("secret").is_some()) {
         return Err(refuse(attributes, "a mirror pod may not reference secrets"));
     }
-    let projected = volumes.iter().filter_map(|v| v.at(&["projected", "sources"])?.as_list()).flatten();
+    let projected =
+        volumes.iter().filter_map(|v| v.at(&["projected", "sources"])?.as_list()).flatten();
     let mut projected = projected;
     match projected.any(|source| source.get("serviceAccountToken").is_some()) {
-        true => Err(refuse(attributes, "a mirror pod may not use ServiceAccountToken volume projections")),
+        true => Err(refuse(
+            attributes,
+            "a mirror pod may not use ServiceAccountToken volume projections",
+        )),
         false => Ok(()),
     }
 }
@@ -102,9 +113,12 @@ fn mount_token(env: &Env, pod: &mut Object) {
         }
         for container in spec.list_entry(list).iter_mut().filter_map(Value::as_map_mut) {
             let mounts = container.get("volumeMounts").and_then(Value::as_list).unwrap_or_default();
-            let taken = mounts.iter().any(|m| m.get("mountPath").and_then(Value::as_str) == Some(MOUNT_PATH));
+            let taken = mounts
+                .iter()
+                .any(|m| m.get("mountPath").and_then(Value::as_str) == Some(MOUNT_PATH));
             if !taken {
-                let mount = value!({"name": name.as_str(), "readOnly": true, "mountPath": MOUNT_PATH});
+                let mount =
+                    value!({"name": name.as_str(), "readOnly": true, "mountPath": MOUNT_PATH});
                 container.list_entry("volumeMounts").push(mount);
                 mounted = true;
             }
@@ -152,7 +166,10 @@ mod tests {
         mount_token(&env, &mut pod);
         let volume = pod.list_at(&["spec", "volumes"])[0].get("name").cloned();
         let containers = pod.list_at(&["spec", "containers"]);
-        assert_eq!(containers[0].get("volumeMounts").unwrap().as_list().unwrap()[0].get("name"), volume.as_ref());
+        assert_eq!(
+            containers[0].get("volumeMounts").unwrap().as_list().unwrap()[0].get("name"),
+            volume.as_ref()
+        );
         assert_eq!(containers[1].get("volumeMounts").unwrap().as_list().unwrap().len(), 1);
         let once = pod.clone();
         mount_token(&env, &mut pod);
@@ -164,7 +181,10 @@ mod tests {
         let says = |value: Value| Object::from_value(value).unwrap();
         let off = says(value!({"automountServiceAccountToken": false}));
         assert!(!mounts_token(&says(value!({"spec": {}})), &off));
-        assert!(mounts_token(&says(value!({"spec": {"automountServiceAccountToken": true}})), &off));
+        assert!(mounts_token(
+            &says(value!({"spec": {"automountServiceAccountToken": true}})),
+            &off
+        ));
         assert!(mounts_token(&says(value!({"spec": {}})), &Object::default()));
     }
 }

@@ -19,7 +19,10 @@ pub fn looks_like_one(token: &str) -> bool {
 /// The user of a token whose secret lies in `kube-system`.
 pub async fn authenticate(data: &Data, token: &str, now: Timestamp) -> Option<UserInfo> {
     let (id, _) = token.split_once('.')?;
-    let secret = data.get("", "v1", "secrets", "kube-system", &format!("bootstrap-token-{id}")).await.ok()?;
+    let secret = data
+        .get("", "v1", "secrets", "kube-system", &format!("bootstrap-token-{id}"))
+        .await
+        .ok()?;
     judge(&secret, token, now)
 }
 
@@ -36,7 +39,8 @@ fn judge(secret: &Object, token: &str, now: Timestamp) -> Option<UserInfo> {
         && field("usage-bootstrap-authentication") == "true"
         && !is_expired(&field("expiration"), now);
     let extra = field("auth-extra-groups");
-    let extra = extra.split(',').map(str::trim).filter(|group| group.starts_with("system:bootstrappers:"));
+    let extra =
+        extra.split(',').map(str::trim).filter(|group| group.starts_with("system:bootstrappers:"));
     valid.then(|| UserInfo {
         name: format!("system:bootstrap:{id}"),
         groups: std::iter::once(GROUP).chain(extra).map(str::to_owned).collect(),
@@ -68,7 +72,8 @@ mod tests {
             ("auth-extra-groups", "system:bootstrappers:edge,system:masters"),
             ("expiration", expiration),
         ];
-        let data: Map = data.into_iter().map(|(key, value)| (key, STANDARD.encode(value))).collect();
+        let data: Map =
+            data.into_iter().map(|(key, value)| (key, STANDARD.encode(value))).collect();
         secret.root_mut().insert("data", data);
         secret
     }

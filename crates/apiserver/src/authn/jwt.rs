@@ -38,7 +38,9 @@ impl SigningKey {
         let algorithm = &signature::ECDSA_P256_SHA256_FIXED_SIGNING;
         let rsa = match &der {
             PrivateKeyDer::Pkcs8(pkcs8) => {
-                if let Ok(pair) = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.secret_pkcs8_der(), &random) {
+                if let Ok(pair) =
+                    EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.secret_pkcs8_der(), &random)
+                {
                     return Ok(Self::ecdsa(pair));
                 }
                 RsaKeyPair::from_pkcs8(pkcs8.secret_pkcs8_der())
@@ -100,8 +102,13 @@ pub struct PublicKey {
 #[derive(Clone, Debug)]
 enum Kind {
     /// The uncompressed point, 65 bytes.
-    Es256 { point: Vec<u8> },
-    Rs256 { modulus: Vec<u8>, exponent: Vec<u8> },
+    Es256 {
+        point: Vec<u8>,
+    },
+    Rs256 {
+        modulus: Vec<u8>,
+        exponent: Vec<u8>,
+    },
 }
 
 impl PublicKey {
@@ -138,7 +145,8 @@ impl PublicKey {
     fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         match &self.kind {
             Kind::Es256 { point } => {
-                let key = signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point);
+                let key =
+                    signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point);
                 key.verify(message, signature).is_ok()
             }
             Kind::Rs256 { modulus, exponent } => {
@@ -155,13 +163,14 @@ impl Kind {
         let (algorithm, key) = match self {
             Self::Es256 { point } => {
                 let oids = [
-                    0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
-                    0x3d, 0x03, 0x01, 0x07,
+                    0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+                    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07,
                 ];
                 (der(0x30, &oids), point.clone())
             }
             Self::Rs256 { modulus, exponent } => {
-                let oid = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+                let oid =
+                    [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
                 let numbers = [der_integer(modulus), der_integer(exponent)].concat();
                 (der(0x30, &oid), der(0x30, &numbers))
             }
@@ -176,7 +185,8 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     match content.len() {
         short @ 0..=0x7f => out.push(short as u8),
         long => {
-            let bytes: Vec<u8> = long.to_be_bytes().into_iter().skip_while(|&byte| byte == 0).collect();
+            let bytes: Vec<u8> =
+                long.to_be_bytes().into_iter().skip_while(|&byte| byte == 0).collect();
             out.push(0x80 | bytes.len() as u8);
             out.extend(bytes);
         }
@@ -247,7 +257,10 @@ mod tests {
     #[test]
     fn the_key_set_names_the_curve_and_the_point() {
         let jwk = key().public().to_jwk();
-        assert_eq!((&jwk["kty"], &jwk["crv"], &jwk["use"]), (&json!("EC"), &json!("P-256"), &json!("sig")));
+        assert_eq!(
+            (&jwk["kty"], &jwk["crv"], &jwk["use"]),
+            (&json!("EC"), &json!("P-256"), &json!("sig"))
+        );
         assert_eq!(URL_SAFE_NO_PAD.decode(jwk["x"].as_str().unwrap()).unwrap().len(), 32);
     }
 }

@@ -101,29 +101,44 @@ impl Authenticator {
 
     /// The user of a bearer token that is meant for one of `audiences` (empty: for this server),
     /// and the audiences that fit.
-    pub async fn by_token(&self, token: &str, audiences: &[String]) -> Option<(UserInfo, Vec<String>)> {
+    pub async fn by_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Option<(UserInfo, Vec<String>)> {
         let found = match bootstrap_token::looks_like_one(token) {
             true if audiences.is_empty() => {
                 let user = bootstrap_token::authenticate(&self.data, token, self.env.now()).await?;
                 (user, Vec::new())
             }
             true => return None,
-            false => self.service_accounts.authenticate(&self.data, token, audiences, self.env.now()).await?,
+            false => {
+                self.service_accounts
+                    .authenticate(&self.data, token, audiences, self.env.now())
+                    .await?
+            }
         };
         Some((authenticated(found.0), found.1))
     }
 
     fn judge(&self, connection: &Connection, now: Timestamp) -> Judged {
         let chain = &connection.certificates;
-        let authority = self.client_authority.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let authority =
+            self.client_authority.read().unwrap_or_else(PoisonError::into_inner).clone();
         let proxy = self.front_proxy.as_ref().and_then(|proxy| proxy.authority.verify(chain, now));
         Judged { client: authority.verify(chain, now), front_proxy: proxy }
     }
 
-    fn by_front_proxy(&self, judged: &Judged, headers: &HeaderMap, now: Timestamp) -> Option<UserInfo> {
+    fn by_front_proxy(
+        &self,
+        judged: &Judged,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Option<UserInfo> {
         let proxy = self.front_proxy.as_ref()?;
         let certificate = judged.front_proxy.as_ref().filter(|c| now <= c.not_after)?;
-        let named = proxy.allowed_names.is_empty() || proxy.allowed_names.contains(&certificate.common_name);
+        let named = proxy.allowed_names.is_empty()
+            || proxy.allowed_names.contains(&certificate.common_name);
         named.then(|| by_headers(headers)).flatten()
     }
 }
@@ -153,7 +168,8 @@ fn by_headers(headers: &HeaderMap) -> Option<UserInfo> {
 
 /// Adds the group of everybody who has credentials.
 pub fn authenticated(mut user: UserInfo) -> UserInfo {
-    if !user.groups.iter().any(|group| group == AUTHENTICATED || group == "system:unauthenticated") {
+    if !user.groups.iter().any(|group| group == AUTHENTICATED || group == "system:unauthenticated")
+    {
         user.groups.push(AUTHENTICATED.into());
     }
     user

@@ -93,7 +93,11 @@ impl ServiceAccounts {
             "sub": format!("{USER_PREFIX}{}:{}", account.namespace(), account.name()),
         });
         let token = self.signing_key.sign(&claims);
-        Issued { token, expires: Timestamp::from_secs(now + lifetime), audiences: audiences.to_vec() }
+        Issued {
+            token,
+            expires: Timestamp::from_secs(now + lifetime),
+            audiences: audiences.to_vec(),
+        }
     }
 
     /// The user of a valid token and the audiences of `wanted` (empty: this server's) that the
@@ -123,7 +127,8 @@ impl ServiceAccounts {
             Json::Array(list) => list.iter().filter_map(Json::as_str).map(str::to_owned).collect(),
             _ => Vec::new(),
         };
-        let fitting: Vec<String> = wanted.iter().filter(|a| audiences.contains(a)).cloned().collect();
+        let fitting: Vec<String> =
+            wanted.iter().filter(|a| audiences.contains(a)).cloned().collect();
         let seconds = now.as_secs();
         let in_time = raw["exp"].as_i64().is_some_and(|exp| seconds <= exp)
             && raw["nbf"].as_i64().is_none_or(|nbf| nbf <= seconds);
@@ -149,7 +154,11 @@ impl Claims {
     }
 
     fn subject(&self) -> String {
-        format!("{USER_PREFIX}{}:{}", self.own(&["namespace"]), self.own(&["serviceaccount", "name"]))
+        format!(
+            "{USER_PREFIX}{}:{}",
+            self.own(&["namespace"]),
+            self.own(&["serviceaccount", "name"])
+        )
     }
 
     fn user(&self) -> UserInfo {
@@ -173,7 +182,10 @@ impl Claims {
         UserInfo {
             name: self.subject(),
             uid: self.own(&["serviceaccount", "uid"]).into(),
-            groups: vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")],
+            groups: vec![
+                "system:serviceaccounts".into(),
+                format!("system:serviceaccounts:{namespace}"),
+            ],
             extra,
         }
     }
@@ -181,7 +193,8 @@ impl Claims {
     /// Whether the account, and what the token is bound to, live and are the same ones still.
     async fn check_alive(&self, data: &Data, now: Timestamp) -> Result<(), String> {
         let namespace = self.own(&["namespace"]);
-        let account = data.get("", "v1", "serviceaccounts", namespace, self.own(&["serviceaccount", "name"]));
+        let account =
+            data.get("", "v1", "serviceaccounts", namespace, self.own(&["serviceaccount", "name"]));
         same_and_alive(account.await, self.own(&["serviceaccount", "uid"]), now)?;
         let bindings = [("pod", "pods", namespace), ("secret", "secrets", namespace)];
         for (claim, resource, namespace) in bindings {
@@ -194,7 +207,11 @@ impl Claims {
         // The node of a pod-bound token is only told; that of a node-bound one must live.
         let node = self.own(&["node", "name"]);
         if !node.is_empty() && self.own(&["pod", "name"]).is_empty() {
-            same_and_alive(data.get("", "v1", "nodes", "", node).await, self.own(&["node", "uid"]), now)?;
+            same_and_alive(
+                data.get("", "v1", "nodes", "", node).await,
+                self.own(&["node", "uid"]),
+                now,
+            )?;
         }
         Ok(())
     }
@@ -257,7 +274,9 @@ mod tests {
         let now = env.now();
         assert!(mine.verify(&issued.token, &[], now).is_none(), "another audience");
         assert!(mine.verify(&issued.token, &["vault".into()], now).is_some());
-        assert!(mine.verify(&issued.token, &["vault".into()], now + Duration::from_secs(700)).is_none());
+        assert!(
+            mine.verify(&issued.token, &["vault".into()], now + Duration::from_secs(700)).is_none()
+        );
         assert!(accounts().verify(&issued.token, &["vault".into()], now).is_none(), "another key");
     }
 

@@ -38,7 +38,9 @@ impl ClientAuthority {
     pub fn from_pem(pem: &[u8]) -> Result<Self, AuthorityError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {
-            roots.add(certificate.map_err(AuthorityError::Pem)?).map_err(AuthorityError::Refused)?;
+            roots
+                .add(certificate.map_err(AuthorityError::Pem)?)
+                .map_err(AuthorityError::Refused)?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);

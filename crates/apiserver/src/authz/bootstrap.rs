@@ -47,7 +47,8 @@ pub fn reconcile(desired: &Object, existing: Option<&Object>) -> Option<Object> 
         }
     }
     // The rules of an aggregated role belong to the controller that gathers them.
-    let fields: &[&str] = if desired.at(&["aggregationRule"]).is_some() { &[] } else { &["rules", "subjects"] };
+    let fields: &[&str] =
+        if desired.at(&["aggregationRule"]).is_some() { &[] } else { &["rules", "subjects"] };
     for &field in fields {
         add_missing(&mut merged, desired, field);
     }
@@ -79,10 +80,18 @@ fn aggregate(objects: &mut [Object]) {
             for role in &snapshot {
                 let selected = selectors.iter().any(|selector| {
                     let labels = selector.get("matchLabels").and_then(Value::as_map);
-                    labels.is_some_and(|l| l.iter().all(|(key, value)| role.label(key) == value.as_str()))
+                    labels.is_some_and(|l| {
+                        l.iter().all(|(key, value)| role.label(key) == value.as_str())
+                    })
                 });
                 if selected && role.name() != object.name() {
-                    rules.extend(role.list_at(&["rules"]).iter().filter(|&r| !rules.contains(r)).cloned().collect::<Vec<_>>());
+                    rules.extend(
+                        role.list_at(&["rules"])
+                            .iter()
+                            .filter(|&r| !rules.contains(r))
+                            .cloned()
+                            .collect::<Vec<_>>(),
+                    );
                 }
             }
             object.root_mut().insert("rules", rules);
@@ -103,7 +112,8 @@ fn parse(text: &str) -> Vec<Object> {
 
 fn head(line: &str) -> Object {
     let (kind, place) = line.split_once(' ').expect("KIND NAME");
-    let (namespace, name) = place.split_once('/').filter(|_| !kind.starts_with("Cluster")).unwrap_or(("", place));
+    let (namespace, name) =
+        place.split_once('/').filter(|_| !kind.starts_with("Cluster")).unwrap_or(("", place));
     let mut object = Object::new(&format!("{GROUP}/v1"), kind, namespace, name);
     object.set_at(&["metadata", "annotations", AUTO_UPDATE], "true");
     if kind.ends_with("Role") {
@@ -158,7 +168,11 @@ fn add_subject(object: &mut Object, kind: &str, place: &str) {
     push(object, "subjects", fields);
 }
 
-fn push<'a, V: Into<Value>>(object: &mut Object, field: &str, item: impl IntoIterator<Item = (&'a str, V)>) {
+fn push<'a, V: Into<Value>>(
+    object: &mut Object,
+    field: &str,
+    item: impl IntoIterator<Item = (&'a str, V)>,
+) {
     let map: Map = item.into_iter().collect();
     object.root_mut().list_entry(field).push(map.into());
 }
@@ -180,15 +194,21 @@ mod tests {
     fn the_facts_are_whole() {
         let all = desired();
         for binding in all.iter().filter(|o| o.kind().ends_with("Binding")) {
-            let (kind, name) = (binding.str_at(&["roleRef", "kind"]), binding.str_at(&["roleRef", "name"]));
+            let (kind, name) =
+                (binding.str_at(&["roleRef", "kind"]), binding.str_at(&["roleRef", "name"]));
             assert!(all.iter().any(|o| o.kind() == kind && o.name() == name), "{}", binding.name());
         }
         let admin = find("ClusterRole", "admin");
         let grants = |verb: &str, resource: &str| {
             let mut rules = rules_of(&admin).into_iter();
-            rules.any(|rule| rule.verbs.contains(&verb.into()) && rule.resources.contains(&resource.into()))
+            rules.any(|rule| {
+                rule.verbs.contains(&verb.into()) && rule.resources.contains(&resource.into())
+            })
         };
-        assert!(grants("update", "deployments") && grants("list", "limitranges"), "gathers edit and view");
+        assert!(
+            grants("update", "deployments") && grants("list", "limitranges"),
+            "gathers edit and view"
+        );
         let node_proxier = rules_of(&find("ClusterRole", "system:node-proxier"));
         assert!(node_proxier.contains(&Rule {
             verbs: vec!["list".into(), "watch".into()],

@@ -25,7 +25,9 @@ pub fn check(
     let same = |field: &str| old.is_some_and(|old| old.at(&[field]) == object.at(&[field]));
     match resource {
         "roles" | "clusterroles" => {
-            if same("rules") && same("aggregationRule") || may(authorizer, user, "escalate", resource, object) {
+            if same("rules") && same("aggregationRule")
+                || may(authorizer, user, "escalate", resource, object)
+            {
                 return Ok(());
             }
             if object.at(&["aggregationRule"]).is_some_and(|rule| !rule.is_null()) {
@@ -45,7 +47,8 @@ pub fn check(
             if same("subjects") && same("roleRef") {
                 return Ok(());
             }
-            let (kind, name) = (object.str_at(&["roleRef", "kind"]), object.str_at(&["roleRef", "name"]));
+            let (kind, name) =
+                (object.str_at(&["roleRef", "kind"]), object.str_at(&["roleRef", "name"]));
             let role = if kind == "ClusterRole" { "clusterroles" } else { "roles" };
             let query = Query {
                 is_resource: true,
@@ -72,7 +75,13 @@ pub fn check(
     }
 }
 
-fn may(authorizer: &Authorizer, user: &UserInfo, verb: &str, resource: &str, object: &Object) -> bool {
+fn may(
+    authorizer: &Authorizer,
+    user: &UserInfo,
+    verb: &str,
+    resource: &str,
+    object: &Object,
+) -> bool {
     let query = Query {
         is_resource: true,
         verb,
@@ -86,7 +95,12 @@ fn may(authorizer: &Authorizer, user: &UserInfo, verb: &str, resource: &str, obj
     authorizer.authorize(user, &query).allowed()
 }
 
-fn granted(authorizer: &Authorizer, user: &UserInfo, namespace: &str, rules: &[Rule]) -> Result<(), String> {
+fn granted(
+    authorizer: &Authorizer,
+    user: &UserInfo,
+    namespace: &str,
+    rules: &[Rule],
+) -> Result<(), String> {
     covers(authorizer, user, namespace, rules, || String::new())
 }
 
@@ -125,7 +139,11 @@ mod tests {
     }
 
     fn jane() -> UserInfo {
-        UserInfo { name: "jane".into(), groups: vec!["system:authenticated".into()], ..UserInfo::default() }
+        UserInfo {
+            name: "jane".into(),
+            groups: vec!["system:authenticated".into()],
+            ..UserInfo::default()
+        }
     }
 
     fn authorizer(verbs: &[&str]) -> Authorizer {
@@ -139,15 +157,21 @@ mod tests {
         let mut role = role;
         role.root_mut().insert("rules", rules);
         rbac.upsert(RbacKind::Role, &role);
-        rbac.upsert(RbacKind::Role, &object(value!({
-            "metadata": {"name": "strong"},
-            "rules": [{"verbs": ["delete"], "apiGroups": [""], "resources": ["nodes"]}],
-        })));
-        rbac.upsert(RbacKind::Binding, &object(value!({
-            "metadata": {"name": "b"},
-            "subjects": [{"kind": "User", "name": "jane"}],
-            "roleRef": {"kind": "ClusterRole", "name": "mine"},
-        })));
+        rbac.upsert(
+            RbacKind::Role,
+            &object(value!({
+                "metadata": {"name": "strong"},
+                "rules": [{"verbs": ["delete"], "apiGroups": [""], "resources": ["nodes"]}],
+            })),
+        );
+        rbac.upsert(
+            RbacKind::Binding,
+            &object(value!({
+                "metadata": {"name": "b"},
+                "subjects": [{"kind": "User", "name": "jane"}],
+                "roleRef": {"kind": "ClusterRole", "name": "mine"},
+            })),
+        );
         drop(rbac);
         authorizer
     }
@@ -163,20 +187,27 @@ mod tests {
     #[test]
     fn only_held_rules_can_be_bound() {
         let authorizer = authorizer(&["create"]);
-        let check = |role: &str| check(&authorizer, &jane(), "clusterrolebindings", &binding(role), None);
+        let check =
+            |role: &str| check(&authorizer, &jane(), "clusterrolebindings", &binding(role), None);
         assert_eq!(check("mine"), Ok(()));
         assert_eq!(
             check("strong").unwrap_err(),
             "user \"jane\" (groups=[\"system:authenticated\"]) is attempting to grant RBAC permissions not currently held:\n\
              {APIGroups:[\"\"], Resources:[\"nodes\"], Verbs:[\"delete\"]}"
         );
-        assert_eq!(check("none").unwrap_err(), "clusterrole.rbac.authorization.k8s.io \"none\" not found");
+        assert_eq!(
+            check("none").unwrap_err(),
+            "clusterrole.rbac.authorization.k8s.io \"none\" not found"
+        );
     }
 
     #[test]
     fn bind_and_escalate_lift_the_limit() {
         let authorizer = authorizer(&["bind", "escalate"]);
-        assert_eq!(check(&authorizer, &jane(), "clusterrolebindings", &binding("strong"), None), Ok(()));
+        assert_eq!(
+            check(&authorizer, &jane(), "clusterrolebindings", &binding("strong"), None),
+            Ok(())
+        );
         let role = object(value!({
             "metadata": {"name": "own"},
             "rules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],

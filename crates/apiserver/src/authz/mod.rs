@@ -84,14 +84,17 @@ impl Authorizer {
         if user.groups.iter().any(|group| group == MASTERS) {
             return Decision::Allow(String::new());
         }
-        let by_node = self.nodes.read().unwrap_or_else(PoisonError::into_inner).authorize(user, query);
+        let by_node =
+            self.nodes.read().unwrap_or_else(PoisonError::into_inner).authorize(user, query);
         if by_node.allowed() {
             return by_node;
         }
-        let by_role = self.rbac.read().unwrap_or_else(PoisonError::into_inner).authorize(user, query);
+        let by_role =
+            self.rbac.read().unwrap_or_else(PoisonError::into_inner).authorize(user, query);
         match (by_node, by_role) {
             (Decision::NoOpinion(node), Decision::NoOpinion(role)) => {
-                let said = [node, role].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
+                let said =
+                    [node, role].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
                 Decision::NoOpinion(said.join(", "))
             }
             (_, allowed) => allowed,

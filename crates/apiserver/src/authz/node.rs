@@ -129,26 +129,35 @@ impl NodeGraph {
             ("", "persistentvolumeclaims" | "persistentvolumes", "") => {
                 no("can only get individual resources of this type")
             }
-            ("", "serviceaccounts", "token") if query.verb == "create" => self.if_needed(node, query),
+            ("", "serviceaccounts", "token") if query.verb == "create" => {
+                self.if_needed(node, query)
+            }
             ("", "serviceaccounts", "") if query.verb == "get" => self.if_needed(node, query),
-            ("", "serviceaccounts", _) => no("can only create tokens for individual service accounts"),
+            ("", "serviceaccounts", _) => {
+                no("can only create tokens for individual service accounts")
+            }
             ("", "nodes", "") if reads && query.name == node => None,
             ("", "nodes", "") if reads && query.name.is_empty() => {
                 Some(format!("node '{node}' cannot read all nodes, only its own Node object"))
             }
-            ("", "nodes", "") if reads => {
-                Some(format!("node '{node}' cannot read '{}', only its own Node object", query.name))
-            }
+            ("", "nodes", "") if reads => Some(format!(
+                "node '{node}' cannot read '{}', only its own Node object",
+                query.name
+            )),
             ("", "nodes", "") if writes => None,
             ("", "nodes", "status") if writes && query.verb != "create" => None,
             ("", "nodes", _) => no(""),
             ("", "pods", "") if query.verb == "get" => self.if_needed(node, query),
             ("", "pods", "") if reads && selects(query, "spec.nodeName=", node) => None,
             ("", "pods", "") if reads && !query.name.is_empty() => self.if_needed(node, query),
-            ("", "pods", "") if reads => no("can only list/watch pods with spec.nodeName field selector"),
+            ("", "pods", "") if reads => {
+                no("can only list/watch pods with spec.nodeName field selector")
+            }
             ("coordination.k8s.io", "leases", "") => own_lease(node, query),
             ("storage.k8s.io", "csinodes", "") => own_csi_node(node, query),
-            ("resource.k8s.io", "resourceslices", "") if matches!(query.verb, "list" | "watch" | "deletecollection") => {
+            ("resource.k8s.io", "resourceslices", "")
+                if matches!(query.verb, "list" | "watch" | "deletecollection") =>
+            {
                 let selected = selects(query, "spec.nodeName=", node);
                 let why = "can only list/watch/deletecollection resourceslices with nodeName field selector";
                 if selected { None } else { no(why) }
@@ -162,9 +171,9 @@ impl NodeGraph {
         if query.name.is_empty() {
             return Some("No Object name found".into());
         }
-        let needed = self.targets_of(query).any(|target| {
-            self.needed.get(&target).is_some_and(|nodes| nodes.contains_key(node))
-        });
+        let needed = self
+            .targets_of(query)
+            .any(|target| self.needed.get(&target).is_some_and(|nodes| nodes.contains_key(node)));
         (!needed).then(|| format!("no relationship found between node '{node}' and this object"))
     }
 
@@ -176,10 +185,13 @@ impl NodeGraph {
             .into_iter()
             .find(|&resource| resource == query.resource)
             .map(|resource| (resource, SmolStr::from(query.namespace), SmolStr::from(query.name)));
-        let volume = (query.resource == "persistentvolumes").then(|| self.volumes.get(query.name)).flatten();
+        let volume =
+            (query.resource == "persistentvolumes").then(|| self.volumes.get(query.name)).flatten();
         let by_volume = self.volumes.values().filter(move |(_, secrets)| {
             query.resource == "secrets"
-                && secrets.iter().any(|(_, namespace, name)| namespace == query.namespace && name == query.name)
+                && secrets
+                    .iter()
+                    .any(|(_, namespace, name)| namespace == query.namespace && name == query.name)
         });
         direct
             .into_iter()
@@ -239,7 +251,11 @@ fn static_rules() -> Vec<Rule> {
         ("storage.k8s.io", "csidrivers", "get list watch"),
         ("storage.k8s.io", "volumeattachments", "get"),
         ("resource.k8s.io", "resourceclaims", "get"),
-        ("resource.k8s.io", "resourceslices", "create delete deletecollection get list patch update watch"),
+        (
+            "resource.k8s.io",
+            "resourceslices",
+            "create delete deletecollection get list patch update watch",
+        ),
     ];
     let words = |text: &str| text.split(' ').map(SmolStr::from).collect::<Vec<_>>();
     RULES
@@ -280,7 +296,12 @@ fn pod_targets(pod: &Object) -> Vec<Target> {
 fn container_targets(container: &Value, namespace: &SmolStr, targets: &mut Vec<Target>) {
     for variable in items(container.get("env")) {
         push(targets, "secrets", namespace, variable.at(&["valueFrom", "secretKeyRef", "name"]));
-        push(targets, "configmaps", namespace, variable.at(&["valueFrom", "configMapKeyRef", "name"]));
+        push(
+            targets,
+            "configmaps",
+            namespace,
+            variable.at(&["valueFrom", "configMapKeyRef", "name"]),
+        );
     }
     for source in items(container.get("envFrom")) {
         push(targets, "secrets", namespace, source.at(&["secretRef", "name"]));
@@ -291,7 +312,12 @@ fn container_targets(container: &Value, namespace: &SmolStr, targets: &mut Vec<T
 fn volume_targets(pod: &str, volume: &Value, namespace: &SmolStr, targets: &mut Vec<Target>) {
     push(targets, "secrets", namespace, volume.at(&["secret", "secretName"]));
     push(targets, "configmaps", namespace, volume.at(&["configMap", "name"]));
-    push(targets, "persistentvolumeclaims", namespace, volume.at(&["persistentVolumeClaim", "claimName"]));
+    push(
+        targets,
+        "persistentvolumeclaims",
+        namespace,
+        volume.at(&["persistentVolumeClaim", "claimName"]),
+    );
     if volume.get("ephemeral").is_some() {
         let name = volume.get("name").and_then(Value::as_str).unwrap_or_default();
         targets.push(("persistentvolumeclaims", namespace.clone(), format!("{pod}-{name}").into()));
@@ -320,11 +346,17 @@ fn collect_secret_refs(value: Option<&Value>, namespace: &SmolStr, targets: &mut
 }
 
 fn push_ref(targets: &mut Vec<Target>, namespace: &SmolStr, reference: &Map) {
-    let namespace = reference.get("namespace").and_then(Value::as_str).map_or(namespace.clone(), SmolStr::from);
+    let namespace =
+        reference.get("namespace").and_then(Value::as_str).map_or(namespace.clone(), SmolStr::from);
     push(targets, "secrets", &namespace, reference.get("name"));
 }
 
-fn push(targets: &mut Vec<Target>, resource: &'static str, namespace: &SmolStr, name: Option<&Value>) {
+fn push(
+    targets: &mut Vec<Target>,
+    resource: &'static str,
+    namespace: &SmolStr,
+    name: Option<&Value>,
+) {
     if let Some(name) = name.and_then(Value::as_str).filter(|name| !name.is_empty()) {
         targets.push((resource, namespace.clone(), name.into()));
     }
@@ -357,7 +389,14 @@ mod tests {
         .unwrap()
     }
 
-    fn can(graph: &NodeGraph, node: &str, verb: &str, resource: &str, name: &str, fields: &str) -> bool {
+    fn can(
+        graph: &NodeGraph,
+        node: &str,
+        verb: &str,
+        resource: &str,
+        name: &str,
+        fields: &str,
+    ) -> bool {
         let user = UserInfo {
             name: format!("system:node:{node}").into(),
             groups: vec!["system:nodes".into()],
@@ -382,7 +421,8 @@ mod tests {
     fn a_node_reads_what_its_pods_need() {
         let mut graph = NodeGraph::default();
         graph.upsert_pod(&pod("n1"));
-        for (resource, name) in [("secrets", "password"), ("configmaps", "settings"), ("pods", "p")] {
+        for (resource, name) in [("secrets", "password"), ("configmaps", "settings"), ("pods", "p")]
+        {
             assert!(can(&graph, "n1", "get", resource, name, ""), "{resource}");
             assert!(!can(&graph, "n2", "get", resource, name, ""), "{resource}");
         }

@@ -104,7 +104,7 @@ impl RbacIndex {
         let mut missing = Vec::new();
         for (key, binding, subject) in self.bindings_of(user, query.namespace) {
             match self.role_of(key, binding) {
-                None => missing.push(binding.not_found(key)),
+                None => missing.push(binding.not_found()),
                 Some(rules) if rules.iter().any(|rule| rule.allows(query)) => {
                     return Decision::Allow(binding.granted_by(key, subject));
                 }
@@ -122,11 +122,19 @@ impl RbacIndex {
     /// Every rule that holds for the user in a namespace (empty: cluster-wide ones only).
     pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> Vec<Rule> {
         let bindings = self.bindings_of(user, namespace);
-        bindings.filter_map(|(key, binding, _)| self.role_of(key, binding)).flat_map(|r| r.to_vec()).collect()
+        bindings
+            .filter_map(|(key, binding, _)| self.role_of(key, binding))
+            .flat_map(|r| r.to_vec())
+            .collect()
     }
 
     /// The rules of a role that a binding in `namespace` refers to.
-    pub fn role_rules(&self, namespace: &str, role_kind: &str, role_name: &str) -> Option<Arc<[Rule]>> {
+    pub fn role_rules(
+        &self,
+        namespace: &str,
+        role_kind: &str,
+        role_name: &str,
+    ) -> Option<Arc<[Rule]>> {
         let namespace = if role_kind == "Role" { namespace } else { "" };
         self.roles.get(&(namespace.into(), role_name.into())).cloned()
     }
@@ -148,7 +156,8 @@ impl RbacIndex {
             subjects.clone().into_iter().flat_map(move |subject| {
                 let keys = self.by_subject.get(&subject).and_then(|scopes| scopes.get(scope));
                 let keys = keys.map(Vec::as_slice).unwrap_or_default();
-                keys.iter().filter_map(move |key| Some((key, self.bindings.get(key)?, subject.clone())))
+                keys.iter()
+                    .filter_map(move |key| Some((key, self.bindings.get(key)?, subject.clone())))
             })
         })
     }
@@ -167,9 +176,8 @@ impl Binding {
         }
     }
 
-    fn not_found(&self, key: &Scoped) -> String {
+    fn not_found(&self) -> String {
         let resource = self.role_kind.to_lowercase();
-        let _ = key;
         format!("{resource}.rbac.authorization.k8s.io {:?} not found", self.role_name.as_str())
     }
 
@@ -180,13 +188,19 @@ impl Binding {
             format!("RoleBinding \"{name}/{namespace}\"")
         };
         let to = match subject {
-            Subject::User(user) => match user.strip_prefix("system:serviceaccount:").and_then(|u| u.split_once(':')) {
-                Some((namespace, name)) => format!("ServiceAccount \"{name}/{namespace}\""),
-                None => format!("User {user:?}"),
-            },
+            Subject::User(user) => {
+                match user.strip_prefix("system:serviceaccount:").and_then(|u| u.split_once(':')) {
+                    Some((namespace, name)) => format!("ServiceAccount \"{name}/{namespace}\""),
+                    None => format!("User {user:?}"),
+                }
+            }
             Subject::Group(group) => format!("Group {group:?}"),
         };
-        format!("RBAC: allowed by {place} of {} {:?} to {to}", self.role_kind, self.role_name.as_str())
+        format!(
+            "RBAC: allowed by {place} of {} {:?} to {to}",
+            self.role_kind,
+            self.role_name.as_str()
+        )
     }
 }
 
@@ -238,7 +252,8 @@ impl Rule {
         }
         any(&self.api_groups, query.group)
             && self.covers_resource(query.resource, query.subresource)
-            && (self.resource_names.is_empty() || self.resource_names.iter().any(|name| name == query.name))
+            && (self.resource_names.is_empty()
+                || self.resource_names.iter().any(|name| name == query.name))
     }
 
     fn covers_resource(&self, resource: &str, subresource: &str) -> bool {
@@ -278,7 +293,8 @@ impl Rule {
 
     /// Whether everything in the atom `other` is allowed by this rule.
     fn covers_atom(&self, other: &Rule) -> bool {
-        let within = |mine: &[SmolStr], theirs: &[SmolStr]| theirs.iter().all(|item| any(mine, item));
+        let within =
+            |mine: &[SmolStr], theirs: &[SmolStr]| theirs.iter().all(|item| any(mine, item));
         if !within(&self.verbs, &other.verbs) {
             return false;
         }
@@ -287,11 +303,14 @@ impl Rule {
         }
         let named = !other.resource_names.is_empty();
         let names = self.resource_names.is_empty()
-            || (named && other.resource_names.iter().all(|name| self.resource_names.contains(name)));
+            || (named
+                && other.resource_names.iter().all(|name| self.resource_names.contains(name)));
         let resources = other.resources.iter().all(|item| {
             self.resources.contains(item)
                 || self.resources.iter().any(|mine| mine == "*")
-                || item.split_once('/').is_some_and(|(_, sub)| self.resources.contains(&format!("*/{sub}").into()))
+                || item
+                    .split_once('/')
+                    .is_some_and(|(_, sub)| self.resources.contains(&format!("*/{sub}").into()))
         });
         within(&self.api_groups, &other.api_groups) && resources && names
     }
@@ -333,7 +352,9 @@ fn any(rule: &[SmolStr], item: &str) -> bool {
 }
 
 fn url_covers(rule: &str, path: &str) -> bool {
-    rule == "*" || rule == path || rule.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix))
+    rule == "*"
+        || rule == path
+        || rule.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -365,10 +386,20 @@ mod tests {
     }
 
     fn user(name: &str, groups: &[&str]) -> UserInfo {
-        UserInfo { name: name.into(), groups: groups.iter().map(|&g| g.into()).collect(), ..UserInfo::default() }
+        UserInfo {
+            name: name.into(),
+            groups: groups.iter().map(|&g| g.into()).collect(),
+            ..UserInfo::default()
+        }
     }
 
-    fn can(index: &RbacIndex, user: &UserInfo, verb: &str, resource: &str, namespace: &str) -> bool {
+    fn can(
+        index: &RbacIndex,
+        user: &UserInfo,
+        verb: &str,
+        resource: &str,
+        namespace: &str,
+    ) -> bool {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let query =
             Query { is_resource: true, verb, resource, subresource, namespace, ..Query::default() };
@@ -396,8 +427,16 @@ mod tests {
     fn a_binding_to_a_missing_role_says_so() {
         let mut index = index();
         index.remove(RbacKind::Role, "", "reader");
-        let query = Query { is_resource: true, verb: "get", resource: "pods", namespace: "a", ..Query::default() };
-        let Decision::NoOpinion(why) = index.authorize(&user("jane", &["devs"]), &query) else { panic!("allowed") };
+        let query = Query {
+            is_resource: true,
+            verb: "get",
+            resource: "pods",
+            namespace: "a",
+            ..Query::default()
+        };
+        let Decision::NoOpinion(why) = index.authorize(&user("jane", &["devs"]), &query) else {
+            panic!("allowed")
+        };
         assert_eq!(why, r#"RBAC: clusterrole.rbac.authorization.k8s.io "reader" not found"#);
     }
 

@@ -73,7 +73,9 @@ pub fn gvr_of(info: &RequestInfo) -> GroupVersionResource {
 /// A path that nobody serves, as every HTTP server of Kubernetes says it.
 pub fn no_such_path() -> Response<Body> {
     let mut response = respond::text(404, "404 page not found\n");
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    response
+        .headers_mut()
+        .insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
     response
 }
 
@@ -83,7 +85,11 @@ pub fn no_such_resource() -> Response<Body> {
 }
 
 pub fn no_such_method() -> Response<Body> {
-    refused(405, Reason::MethodNotAllowed, "the server does not allow this method on the requested resource")
+    refused(
+        405,
+        Reason::MethodNotAllowed,
+        "the server does not allow this method on the requested resource",
+    )
 }
 
 fn refused(code: u16, reason: Reason, text: &str) -> Response<Body> {
@@ -105,7 +111,9 @@ impl Call {
                 let text = format!("Request entity too large: limit is {limit}");
                 Status::new(413, api::Reason::RequestEntityTooLarge, text)
             }
-            ReadError::Broken(source) => Status::bad_request(format!("failed to read the request body: {source}")),
+            ReadError::Broken(source) => {
+                Status::bad_request(format!("failed to read the request body: {source}"))
+            }
         })
     }
 
@@ -127,8 +135,10 @@ impl Call {
 
     /// A response of these bytes, compressed when that is worth it and wanted.
     pub fn reply(&self, code: u16, media_type: &'static str, body: Bytes) -> Response<Body> {
-        let wanted = self.headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
-        let gzip = wanted.is_some_and(|v| v.split(',').any(|e| e.trim().split(';').next() == Some("gzip")));
+        let wanted =
+            self.headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+        let gzip = wanted
+            .is_some_and(|v| v.split(',').any(|e| e.trim().split(';').next() == Some("gzip")));
         if !gzip || body.len() < COMPRESS_FROM_BYTES {
             return respond::bytes(code, media_type, body);
         }

@@ -98,7 +98,9 @@ pub fn list(server: &Server, query: &Query, watches: bool) -> Result<ListOptions
         resource_version: query.text("resourceVersion").into(),
         resource_version_match: query.text("resourceVersionMatch").into(),
         allow_watch_bookmarks: query.flag("allowWatchBookmarks"),
-        send_initial_events: query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents")),
+        send_initial_events: query
+            .get("sendInitialEvents")
+            .map(|_| query.flag("sendInitialEvents")),
         timeout: if watches { timeout } else { None },
     })
 }
@@ -133,7 +135,8 @@ pub fn delete(query: &Query, body: Option<&Object>) -> Result<(DeleteOptions, bo
     };
     let mut policy = query.text("propagationPolicy").to_owned();
     if let Some(body) = body {
-        let values: Vec<&str> = body.list_at(&["dryRun"]).iter().filter_map(Value::as_str).collect();
+        let values: Vec<&str> =
+            body.list_at(&["dryRun"]).iter().filter_map(Value::as_str).collect();
         dry_run |= values.contains(&"All");
         if values.iter().any(|value| *value != "All") {
             causes.push(unsupported_dry_run(&values));
@@ -151,7 +154,11 @@ pub fn delete(query: &Query, body: Option<&Object>) -> Result<(DeleteOptions, bo
     if !policy.is_empty() {
         options.propagation_policy = Propagation::parse(&policy);
         if options.propagation_policy.is_none() {
-            causes.push(unsupported("propagationPolicy", &policy, &["Foreground", "Background", "Orphan", "nil"]));
+            causes.push(unsupported(
+                "propagationPolicy",
+                &policy,
+                &["Foreground", "Background", "Orphan", "nil"],
+            ));
         }
         if options.orphan_dependents.is_some() {
             causes.push(Cause {
@@ -214,8 +221,11 @@ mod tests {
             error.message,
             r#"CreateOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: ["some"]: supported values: "All""#
         );
-        let (options, dry_run) =
-            delete(&Query::parse("dryRun=All&propagationPolicy=Foreground&gracePeriodSeconds=0"), None).unwrap();
+        let (options, dry_run) = delete(
+            &Query::parse("dryRun=All&propagationPolicy=Foreground&gracePeriodSeconds=0"),
+            None,
+        )
+        .unwrap();
         assert!(dry_run);
         assert_eq!(options.grace_period_seconds, Some(0));
         assert_eq!(options.propagation_policy, Some(Propagation::Foreground));

@@ -42,7 +42,8 @@ impl Patch {
 
     /// The patched object. Called again with a newer object when a write lost a race.
     pub fn apply_to(&self, current: &Object, call: &Call) -> Result<Object, Status> {
-        let (object, warnings) = patch_object(current, &self.body, self.kind, &self.gvk, self.validation)?;
+        let (object, warnings) =
+            patch_object(current, &self.body, self.kind, &self.gvk, self.validation)?;
         for warning in warnings {
             call.context.warn(warning);
         }
@@ -52,10 +53,16 @@ impl Patch {
     /// The configuration of a server-side apply: what was sent and nothing else.
     fn configuration(&self, call: &Call) -> Result<Object, Status> {
         // Read as any body first, for what is wrong with it; unknown fields fail below.
-        let (checked, _) = fields::decode_body(&self.body, codec::Format::Yaml, &self.gvk, FieldValidation::Ignore)?;
+        let (checked, _) = fields::decode_body(
+            &self.body,
+            codec::Format::Yaml,
+            &self.gvk,
+            FieldValidation::Ignore,
+        )?;
         let (value, _) = codec::parse(&self.body, codec::Format::Yaml)
             .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
-        let mut config = Object::from_value(value).ok_or_else(|| Status::bad_request("apply needs an object"))?;
+        let mut config = Object::from_value(value)
+            .ok_or_else(|| Status::bad_request("apply needs an object"))?;
         config.set_gvk(&self.gvk);
         if checked.name().is_empty() {
             config.set_name(&call.info.name);
@@ -64,11 +71,24 @@ impl Patch {
         Ok(config)
     }
 
-    fn server_side(&self, current: Option<&Object>, config: &Object, call: &Call) -> Result<Object, Status> {
+    fn server_side(
+        &self,
+        current: Option<&Object>,
+        config: &Object,
+        call: &Call,
+    ) -> Result<Object, Status> {
         let api_version = self.gvk.api_version();
-        let context = Context::built_in(&self.gvk, &api_version, &call.info.subresource, call.context.time);
-        let context = context.ok_or_else(|| Status::internal(format!("{} has no schema", self.gvk)))?;
-        apply::apply(current, config, &call.context.field_manager, call.query.flag("force"), &context)
+        let context =
+            Context::built_in(&self.gvk, &api_version, &call.info.subresource, call.context.time);
+        let context =
+            context.ok_or_else(|| Status::internal(format!("{} has no schema", self.gvk)))?;
+        apply::apply(
+            current,
+            config,
+            &call.context.field_manager,
+            call.query.flag("force"),
+            &context,
+        )
     }
 }
 
@@ -86,11 +106,19 @@ fn check_apply_options(call: &Call, kind: PatchType) -> Result<(), Status> {
     let mut causes = Vec::new();
     match kind {
         PatchType::Apply if call.query.text("fieldManager").is_empty() => {
-            causes.push(cause("fieldManager", "FieldValueRequired", "Required value: is required for apply patch"));
+            causes.push(cause(
+                "fieldManager",
+                "FieldValueRequired",
+                "Required value: is required for apply patch",
+            ));
         }
         PatchType::Apply => {}
         _ if call.query.contains("force") => {
-            causes.push(cause("force", "FieldValueForbidden", "Forbidden: may not be specified for non-apply patch"));
+            causes.push(cause(
+                "force",
+                "FieldValueForbidden",
+                "Forbidden: may not be specified for non-apply patch",
+            ));
         }
         _ => {}
     }
@@ -111,7 +139,15 @@ pub async fn patch(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
     let options = UpdateOptions { apply: patch.is_apply() };
     let admission = &call.server.admission;
     let (stored, created) = resource
-        .update(&call.context, &info.namespace, &info.name, &info.subresource, &change, &options, admission)
+        .update(
+            &call.context,
+            &info.namespace,
+            &info.name,
+            &info.subresource,
+            &change,
+            &options,
+            admission,
+        )
         .await?;
     resource::send(call, resource, if created { 201 } else { 200 }, &stored, &accepted)
 }

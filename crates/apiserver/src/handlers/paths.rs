@@ -15,9 +15,13 @@ pub async fn serve(call: &mut Call) -> Result<Response<Body>, Status> {
     match parts.as_slice() {
         [] => Ok(respond::json(200, &root(call))),
         ["version"] => Ok(respond::json(200, &version::document())),
-        ["healthz" | "livez" | "readyz", check @ ..] => Ok(crate::health::serve(call, parts[0], &check.join("/")).await),
+        ["healthz" | "livez" | "readyz", check @ ..] => {
+            Ok(crate::health::serve(call, parts[0], &check.join("/")).await)
+        }
         ["metrics"] => Ok(crate::health::metrics(call).await),
-        ["api"] => discovery(call, true, |all| Some(all.core_versions(&call.server.config.external_address))),
+        ["api"] => discovery(call, true, |all| {
+            Some(all.core_versions(&call.server.config.external_address))
+        }),
         ["api", version] => discovery(call, false, |all| all.resource_list("", version)),
         ["apis"] => discovery(call, true, |all| Some(all.group_list())),
         ["apis", group] => discovery(call, false, |all| all.group(group)),
@@ -38,7 +42,11 @@ pub fn all(call: &Call) -> Discovery<std::sync::Arc<registry::ResourceInfo>> {
 
 type All = Discovery<std::sync::Arc<registry::ResourceInfo>>;
 
-fn discovery(call: &Call, root: bool, document: impl FnOnce(&All) -> Option<Json>) -> Result<Response<Body>, Status> {
+fn discovery(
+    call: &Call,
+    root: bool,
+    document: impl FnOnce(&All) -> Option<Json>,
+) -> Result<Response<Body>, Status> {
     let all = all(call);
     if root && wants_aggregated(call) {
         let document = all.aggregated(call.info.path.trim_end_matches('/') == "/api");
@@ -49,7 +57,8 @@ fn discovery(call: &Call, root: bool, document: impl FnOnce(&All) -> Option<Json
     }
     let Some(document) = document(&all) else { return Ok(no_such_path()) };
     let accepted = call.accepted(false)?;
-    let tree = machinery::Object::from_json(document.to_string().as_bytes()).map_err(Status::internal)?;
+    let tree =
+        machinery::Object::from_json(document.to_string().as_bytes()).map_err(Status::internal)?;
     // Clients that ask for protobuf here take JSON as well.
     match crate::wire::encode(&tree, accepted.format, accepted.pretty) {
         Ok(body) => Ok(call.reply(200, accepted.format.media_type(), body)),
@@ -60,7 +69,8 @@ fn discovery(call: &Call, root: bool, document: impl FnOnce(&All) -> Option<Json
 fn wants_aggregated(call: &Call) -> bool {
     let accept = negotiate::accept_header(&call.headers);
     let clauses = negotiate::clauses(&accept);
-    let first = clauses.iter().find(|clause| matches!(clause.media_type, "application/json" | "*/*"));
+    let first =
+        clauses.iter().find(|clause| matches!(clause.media_type, "application/json" | "*/*"));
     first.is_some_and(|clause| {
         clause.param("g") == Some("apidiscovery.k8s.io")
             && matches!(clause.param("v"), Some("v2"))
@@ -81,17 +91,29 @@ pub fn tagged(call: &Call, document: &Json, media_type: &'static str) -> Respons
     if let Ok(tag) = tag.parse() {
         response.headers_mut().insert(header::ETAG, tag);
     }
-    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("public"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, header::HeaderValue::from_static("public"));
     response
 }
 
 fn root(call: &Call) -> Json {
-    let mut paths: Vec<String> = ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis"].map(String::from).into();
+    let mut paths: Vec<String> =
+        ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis"].map(String::from).into();
     for (group, versions) in all(call).groups().into_iter().filter(|(group, _)| !group.is_empty()) {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
     }
-    let rest = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"];
+    let rest = [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ];
     paths.extend(rest.map(String::from));
     paths.sort();
     json!({"paths": paths})
@@ -113,7 +135,8 @@ fn openid_configuration(call: &Call) -> Response<Body> {
 }
 
 fn jwks(call: &Call) -> Response<Body> {
-    let keys: Vec<Json> = call.server.service_accounts.keys.iter().map(|key| key.to_jwk()).collect();
+    let keys: Vec<Json> =
+        call.server.service_accounts.keys.iter().map(|key| key.to_jwk()).collect();
     cacheable(respond::bytes(200, "application/jwk-set+json", json!({"keys": keys}).to_string()))
 }
 

@@ -14,7 +14,9 @@ use crate::{body::Body, negotiate::Accepted, pipeline::Call, respond};
 pub async fn bind(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
     let write = options::write("CreateOptions", &call.query)?;
-    let binding = call.read_object(&GroupVersionKind::new("", "v1", "Binding"), write.field_validation).await?;
+    let binding = call
+        .read_object(&GroupVersionKind::new("", "v1", "Binding"), write.field_validation)
+        .await?;
     let name = call.info.name.clone();
     bind_pod(call, resource, &name, binding, &accepted).await
 }
@@ -23,9 +25,16 @@ pub async fn bind(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<
 pub async fn bind_legacy(call: &mut Call) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
     let write = options::write("CreateOptions", &call.query)?;
-    let binding = call.read_object(&GroupVersionKind::new("", "v1", "Binding"), write.field_validation).await?;
+    let binding = call
+        .read_object(&GroupVersionKind::new("", "v1", "Binding"), write.field_validation)
+        .await?;
     let pods = GroupVersionResource::fixed("", "v1", "pods");
-    let resource = call.server.data.registry().resource(&pods).ok_or_else(|| Status::not_found("", "pods", ""))?;
+    let resource = call
+        .server
+        .data
+        .registry()
+        .resource(&pods)
+        .ok_or_else(|| Status::not_found("", "pods", ""))?;
     let name = binding.name().to_owned();
     bind_pod(call, &resource, &name, binding, &accepted).await
 }
@@ -45,7 +54,15 @@ async fn bind_pod(
     let assign = move |pod: Option<&Object>| assign(pod, &binding, &time);
     let namespace = &call.info.namespace;
     resource
-        .update(&call.context, namespace, name, "binding", &assign, &UpdateOptions::default(), &call.server.admission)
+        .update(
+            &call.context,
+            namespace,
+            name,
+            "binding",
+            &assign,
+            &UpdateOptions::default(),
+            &call.server.admission,
+        )
         .await?;
     Ok(created(accepted))
 }
@@ -72,7 +89,8 @@ fn check_target(binding: &Object) -> Result<(), Status> {
             field: "target.name".into(),
         });
     }
-    let texts: Vec<String> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+    let texts: Vec<String> =
+        causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
     match texts.as_slice() {
         [] => Ok(()),
         [one] => Err(Status::new(500, Reason::Unknown, one.clone())),
@@ -109,7 +127,10 @@ fn assign(pod: Option<&Object>, binding: &Object, time: &str) -> Result<Object, 
             pod.metadata_mut().map_entry(field).insert(key.clone(), value.clone());
         }
     }
-    set_condition(&mut pod, value!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": time}));
+    set_condition(
+        &mut pod,
+        value!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": time}),
+    );
     Ok(pod)
 }
 
@@ -126,7 +147,9 @@ fn set_condition(pod: &mut Object, condition: Value) {
 pub async fn evict(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
     let write = options::write("CreateOptions", &call.query)?;
-    let eviction = call.read_object(&GroupVersionKind::new("policy", "v1", "Eviction"), write.field_validation).await?;
+    let eviction = call
+        .read_object(&GroupVersionKind::new("policy", "v1", "Eviction"), write.field_validation)
+        .await?;
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     if !eviction.name().is_empty() && eviction.name() != name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
@@ -148,7 +171,8 @@ fn may_go_freely(pod: &Object) -> bool {
     matches!(pod.str_at(&["status", "phase"]), "Succeeded" | "Failed" | "Pending")
 }
 
-const BUDGETS: GroupVersionResource = GroupVersionResource::fixed("policy", "v1", "poddisruptionbudgets");
+const BUDGETS: GroupVersionResource =
+    GroupVersionResource::fixed("policy", "v1", "poddisruptionbudgets");
 
 /// Takes one allowed disruption out of the pod's budget, or says why there is none.
 async fn take_disruption(call: &Call, pod: &Object) -> Result<(), Status> {
@@ -177,7 +201,9 @@ async fn take_disruption(call: &Call, pod: &Object) -> Result<(), Status> {
     let (namespace, options) = (budget.namespace(), UpdateOptions::default());
     let mut internal = registry::RequestContext::internal(call.context.time);
     internal.dry_run = call.context.dry_run;
-    budgets.update(&internal, namespace, budget.name(), "status", &take, &options, &registry::AdmitAll).await?;
+    budgets
+        .update(&internal, namespace, budget.name(), "status", &take, &options, &registry::AdmitAll)
+        .await?;
     Ok(())
 }
 
@@ -200,13 +226,18 @@ fn disrupt(budget: Option<&Object>, pod: &str, time: &str) -> Result<Object, Sta
     let name = budget.name();
     let number = |field| budget.i64_at(&["status", field]).unwrap_or(0);
     let refuse = |detail: String, retry: i32| {
-        let cause = Cause { reason: "DisruptionBudget".into(), message: detail, field: String::new() };
-        let details = Details { causes: vec![cause], retry_after_seconds: retry, ..Details::default() };
+        let cause =
+            Cause { reason: "DisruptionBudget".into(), message: detail, field: String::new() };
+        let details =
+            Details { causes: vec![cause], retry_after_seconds: retry, ..Details::default() };
         let text = "Cannot evict pod as it would violate the pod's disruption budget.";
         Status::new(429, api::Reason::TooManyRequests, text).with_details(details)
     };
     if number("observedGeneration") < budget.generation() {
-        return Err(refuse(format!("The disruption budget {name} is still being processed by the server."), 10));
+        return Err(refuse(
+            format!("The disruption budget {name} is still being processed by the server."),
+            10,
+        ));
     }
     if number("disruptionsAllowed") <= 0 {
         return Err(refuse(
@@ -228,21 +259,24 @@ fn disrupt(budget: Option<&Object>, pod: &str, time: &str) -> Result<Object, Sta
 fn selects(selector: Option<&Value>, pod: &Object) -> bool {
     let Some(selector) = selector.and_then(Value::as_map) else { return false };
     let labels = selector.get("matchLabels").and_then(Value::as_map);
-    let equal = labels.into_iter().flat_map(Map::iter).all(|(key, value)| pod.label(key) == value.as_str());
+    let equal =
+        labels.into_iter().flat_map(Map::iter).all(|(key, value)| pod.label(key) == value.as_str());
     let expressions = selector.get("matchExpressions").and_then(Value::as_list).unwrap_or_default();
-    equal && expressions.iter().all(|expression| {
-        let text = |field| expression.get(field).and_then(Value::as_str).unwrap_or_default();
-        let values = expression.get("values").and_then(Value::as_list).unwrap_or_default();
-        let label = pod.label(text("key"));
-        let listed = label.is_some_and(|label| values.iter().any(|value| value.as_str() == Some(label)));
-        match text("operator") {
-            "In" => listed,
-            "NotIn" => !listed,
-            "Exists" => label.is_some(),
-            "DoesNotExist" => label.is_none(),
-            _ => false,
-        }
-    })
+    equal
+        && expressions.iter().all(|expression| {
+            let text = |field| expression.get(field).and_then(Value::as_str).unwrap_or_default();
+            let values = expression.get("values").and_then(Value::as_list).unwrap_or_default();
+            let label = pod.label(text("key"));
+            let listed =
+                label.is_some_and(|label| values.iter().any(|value| value.as_str() == Some(label)));
+            match text("operator") {
+                "In" => listed,
+                "NotIn" => !listed,
+                "Exists" => label.is_some(),
+                "DoesNotExist" => label.is_none(),
+                _ => false,
+            }
+        })
 }
 
 #[cfg(test)]
@@ -256,7 +290,8 @@ mod tests {
     #[test]
     fn a_pod_is_bound_once() {
         let pod = object(value!({"metadata": {"name": "p", "uid": "1"}, "spec": {}}));
-        let binding = object(value!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}}));
+        let binding =
+            object(value!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}}));
         let bound = assign(Some(&pod), &binding, "2026-01-01T00:00:00Z").unwrap();
         assert_eq!(bound.str_at(&["spec", "nodeName"]), "n");
         assert_eq!(bound.list_at(&["status", "conditions"]).len(), 1);
@@ -269,7 +304,8 @@ mod tests {
 
     #[test]
     fn a_budget_is_used_up() {
-        let budget = object(value!({"metadata": {"name": "b"}, "status": {"disruptionsAllowed": 1}}));
+        let budget =
+            object(value!({"metadata": {"name": "b"}, "status": {"disruptionsAllowed": 1}}));
         let once = disrupt(Some(&budget), "p", "t").unwrap();
         assert_eq!(once.i64_at(&["status", "disruptionsAllowed"]), Some(0));
         assert_eq!(once.str_at(&["status", "disruptedPods", "p"]), "t");
@@ -281,7 +317,9 @@ mod tests {
         let pod = object(value!({"metadata": {"labels": {"app": "web"}}}));
         let check = |selector: Value| selects(Some(&selector), &pod);
         assert!(check(value!({"matchLabels": {"app": "web"}})) && check(value!({})));
-        assert!(!check(value!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["web"]}]})));
+        assert!(!check(
+            value!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["web"]}]})
+        ));
         assert!(!selects(None, &pod));
     }
 }

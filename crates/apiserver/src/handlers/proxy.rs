@@ -31,8 +31,16 @@ pub async fn log(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<B
         // Nothing has run yet, so there is nothing to show.
         return Ok(respond::bytes(200, "text/plain", ""));
     }
-    let wanted =
-        ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+    let wanted = [
+        "follow",
+        "previous",
+        "sinceSeconds",
+        "sinceTime",
+        "timestamps",
+        "tailLines",
+        "limitBytes",
+        "stream",
+    ];
     let path = kubelet_path("containerLogs", &pod, &container);
     let query = query_of(call.query.iter().filter(|(key, _)| wanted.contains(key)));
     let uri = with_query(&path, &query);
@@ -67,11 +75,16 @@ fn check_log_options(call: &Call) -> Result<(), Status> {
     if call.query.contains("sinceSeconds") && call.query.contains("sinceTime") {
         causes.push(api::Cause {
             reason: "FieldValueForbidden".into(),
-            message: "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified".into(),
+            message: "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
+                .into(),
             field: String::new(),
         });
     }
-    if causes.is_empty() { Ok(()) } else { Err(Status::invalid("", "PodLogOptions", &call.info.name, causes)) }
+    if causes.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid("", "PodLogOptions", &call.info.name, causes))
+    }
 }
 
 /// `pods/exec`, `pods/attach` and `pods/portforward`: the client's upgraded connection is joined
@@ -81,7 +94,10 @@ pub async fn stream(call: &mut Call, resource: &Arc<Resource>) -> Result<Respons
     let pod = read(call, resource).await?;
     let node = pod.str_at(&["spec", "nodeName"]).to_owned();
     if node.is_empty() {
-        return Err(Status::bad_request(format!("pod {} does not have a host assigned", pod.name())));
+        return Err(Status::bad_request(format!(
+            "pod {} does not have a host assigned",
+            pod.name()
+        )));
     }
     let uri = match call.info.subresource.as_str() {
         "portforward" => {
@@ -116,7 +132,8 @@ fn may_create(call: &Call) -> Result<(), Status> {
 
 fn stream_query(call: &Call) -> String {
     let flags = [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")];
-    let set = flags.iter().filter(|(name, _)| call.query.flag(name)).map(|(_, kubelet)| (*kubelet, "1"));
+    let set =
+        flags.iter().filter(|(name, _)| call.query.flag(name)).map(|(_, kubelet)| (*kubelet, "1"));
     let command = call.query.all("command").map(|word| ("command", word));
     query_of(set.chain(command))
 }
@@ -137,7 +154,15 @@ pub async fn proxy(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
             } else {
                 address.port = wanted;
                 let ip = ip_of(&address.host)?;
-                (call.server.config.dialler.connect_pod(ip, wanted).await.map_err(unavailable)?, name)
+                (
+                    call.server
+                        .config
+                        .dialler
+                        .connect_pod(ip, wanted)
+                        .await
+                        .map_err(unavailable)?,
+                    name,
+                )
             }
         }
         _ if scheme == "https" => {
@@ -147,14 +172,17 @@ pub async fn proxy(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
         kind => {
             let found = resource.get(&call.info.namespace, &name, &GetOptions::default()).await;
             let object = match found {
-                Err(status) if status.is_not_found() && kind == "services" => return Err(no_endpoints(&name)),
+                Err(status) if status.is_not_found() && kind == "services" => {
+                    return Err(no_endpoints(&name));
+                }
                 found => found?.object()?,
             };
             let (ip, port) = match kind {
                 "pods" => pod_address(&object, &port)?,
                 _ => service_address(call, &object, &port).await?,
             };
-            let stream = call.server.config.dialler.connect_pod(ip, port).await.map_err(unavailable)?;
+            let stream =
+                call.server.config.dialler.connect_pod(ip, port).await.map_err(unavailable)?;
             (stream, format!("{ip}:{port}"))
         }
     };
@@ -190,7 +218,8 @@ fn pod_address(pod: &Object, port: &str) -> Result<(IpAddr, u16), Status> {
     let declared = || {
         let containers = pod.list_at(&["spec", "containers"]).iter();
         let mut ports = containers.filter_map(|c| c.get("ports")?.as_list()).flatten();
-        let by_name = |p: &&Value| port.is_empty() || p.get("name").and_then(Value::as_str) == Some(port);
+        let by_name =
+            |p: &&Value| port.is_empty() || p.get("name").and_then(Value::as_str) == Some(port);
         ports.find(by_name).and_then(|p| p.get("containerPort")?.as_i64())
     };
     let number = port.parse().ok().or_else(|| declared().and_then(|n| u16::try_from(n).ok()));
@@ -199,9 +228,15 @@ fn pod_address(pod: &Object, port: &str) -> Result<(IpAddr, u16), Status> {
 }
 
 /// A ready endpoint of a service's port.
-async fn service_address(call: &Call, service: &Object, port: &str) -> Result<(IpAddr, u16), Status> {
+async fn service_address(
+    call: &Call,
+    service: &Object,
+    port: &str,
+) -> Result<(IpAddr, u16), Status> {
     let ports = service.list_at(&["spec", "ports"]);
-    let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |value: &Value, field: &str| {
+        value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
     let chosen = ports.iter().find(|p| match port {
         "" => ports.len() == 1,
         _ => text(p, "name") == port || p.get("port").and_then(Value::as_i64) == port.parse().ok(),
@@ -214,12 +249,18 @@ async fn service_address(call: &Call, service: &Object, port: &str) -> Result<(I
         .list_cached("discovery.k8s.io", "v1", "endpointslices", service.namespace())
         .await?;
     let mut found = Vec::new();
-    for slice in slices.iter().filter(|s| s.label("kubernetes.io/service-name") == Some(service.name())) {
+    for slice in
+        slices.iter().filter(|s| s.label("kubernetes.io/service-name") == Some(service.name()))
+    {
         let slice_port = slice.list_at(&["ports"]).iter().find(|p| text(p, "name") == name);
         let Some(number) = slice_port.and_then(|p| p.get("port")?.as_i64()) else { continue };
         for endpoint in slice.list_at(&["endpoints"]) {
-            let ready = endpoint.at(&["conditions", "ready"]).and_then(Value::as_bool).unwrap_or(true);
-            let address = endpoint.get("addresses").and_then(Value::as_list).and_then(|list| list.first()?.as_str());
+            let ready =
+                endpoint.at(&["conditions", "ready"]).and_then(Value::as_bool).unwrap_or(true);
+            let address = endpoint
+                .get("addresses")
+                .and_then(Value::as_list)
+                .and_then(|list| list.first()?.as_str());
             if let (true, Some(ip), Ok(number)) = (ready, address, u16::try_from(number)) {
                 found.push((ip_of(ip)?, number));
             }
@@ -251,19 +292,28 @@ fn container_of(pod: &Object, named: &str, for_log: bool) -> Result<String, Stat
         let containers = pod.list_at(&["spec", list]);
         containers.iter().filter_map(|c| c.get("name")?.as_str()).collect()
     };
-    let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let (main, init, ephemeral) =
+        (names("containers"), names("initContainers"), names("ephemeralContainers"));
     if !named.is_empty() {
         let known = main.contains(&named) || init.contains(&named) || ephemeral.contains(&named);
         return match known {
             true => Ok(named.to_owned()),
-            false => Err(Status::bad_request(format!("container {named} is not valid for pod {}", pod.name()))),
+            false => Err(Status::bad_request(format!(
+                "container {named} is not valid for pod {}",
+                pod.name()
+            ))),
         };
     }
-    let default = pod.annotation("kubectl.kubernetes.io/default-container").filter(|name| main.contains(name));
+    let default = pod
+        .annotation("kubectl.kubernetes.io/default-container")
+        .filter(|name| main.contains(name));
     match (main.as_slice(), default) {
         (_, Some(name)) if !for_log => Ok(name.to_owned()),
         ([one], _) => Ok((*one).to_owned()),
-        ([], _) => Err(Status::bad_request(format!("a container name must be specified for pod {}", pod.name()))),
+        ([], _) => Err(Status::bad_request(format!(
+            "a container name must be specified for pod {}",
+            pod.name()
+        ))),
         (many, _) => {
             let mut text = format!(
                 "a container name must be specified for pod {}, choose one of: [{}]",
@@ -283,7 +333,8 @@ fn kubelet_path(verb: &str, pod: &Object, container: &str) -> String {
 }
 
 fn query_of<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let parts: Vec<String> = pairs.map(|(key, value)| format!("{key}={}", percent_encode(value))).collect();
+    let parts: Vec<String> =
+        pairs.map(|(key, value)| format!("{key}={}", percent_encode(value))).collect();
     parts.join("&")
 }
 
@@ -294,7 +345,8 @@ fn with_query(path: &str, query: &str) -> String {
 async fn dial(call: &Call, node: &str) -> Result<Box<dyn NodeStream>, Status> {
     let found = call.server.data.get("", "v1", "nodes", "", node).await;
     // Upstream says it of the pod, whose node it is.
-    let node = found.map_err(|s| if s.is_not_found() { Status::not_found("", "pods", node) } else { s })?;
+    let node = found
+        .map_err(|s| if s.is_not_found() { Status::not_found("", "pods", node) } else { s })?;
     let address = NodeAddress::of(&node).map_err(unavailable)?;
     call.server.config.dialler.connect(&address).await.map_err(unavailable)
 }
@@ -304,13 +356,20 @@ fn unavailable(error: DialError) -> Status {
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {
-    let connection = headers.get(header::CONNECTION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let connection =
+        headers.get(header::CONNECTION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     headers.contains_key(header::UPGRADE)
         && connection.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
 }
 
 /// A request for the other side, with the client's headers but for those of one connection.
-fn passed_on(method: Method, uri: &str, headers: &HeaderMap, host: &str, body: Body) -> Result<Request<Body>, Status> {
+fn passed_on(
+    method: Method,
+    uri: &str,
+    headers: &HeaderMap,
+    host: &str,
+    body: Body,
+) -> Result<Request<Body>, Status> {
     let mut request = Request::new(body);
     *request.method_mut() = method;
     *request.uri_mut() = uri.parse().map_err(Status::internal)?;
@@ -340,9 +399,15 @@ fn strip_hop_headers(headers: &mut HeaderMap) {
 
 type Answer = Response<hyper::body::Incoming>;
 
-async fn exchange(call: &Call, stream: Box<dyn NodeStream>, request: Request<Body>) -> Result<Answer, Status> {
-    let failed = |error: hyper::Error| Status::internal(format!("error proxying to backend: {error}"));
-    let handshake = hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await;
+async fn exchange(
+    call: &Call,
+    stream: Box<dyn NodeStream>,
+    request: Request<Body>,
+) -> Result<Answer, Status> {
+    let failed =
+        |error: hyper::Error| Status::internal(format!("error proxying to backend: {error}"));
+    let handshake =
+        hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(failed)?;
     call.server.env.spawn("node-connection", async move {
         if let Err(error) = connection.with_upgrades().await {
@@ -357,7 +422,12 @@ fn incoming(body: hyper::body::Incoming) -> Body {
 }
 
 /// Passes the client's upgrade on and, when the other side agrees, joins both streams.
-async fn join(call: &mut Call, stream: Box<dyn NodeStream>, uri: &str, host: &str) -> Result<Response<Body>, Status> {
+async fn join(
+    call: &mut Call,
+    stream: Box<dyn NodeStream>,
+    uri: &str,
+    host: &str,
+) -> Result<Response<Body>, Status> {
     let Some(client) = call.upgrade.take() else { return Ok(no_such_method()) };
     let upgrade = call.headers.get(header::UPGRADE).cloned();
     let mut request = passed_on(call.method.clone(), uri, &call.headers, host, body::empty())?;
@@ -389,7 +459,8 @@ async fn join(call: &mut Call, stream: Box<dyn NodeStream>, uri: &str, host: &st
 /// The kubelet's refusal as the client shall read it.
 async fn refused_by_node(answer: Answer) -> Status {
     let code = answer.status().as_u16();
-    let body = body::read(incoming(answer.into_body()), 64 * 1024).await.unwrap_or_else(|_| Bytes::new());
+    let body =
+        body::read(incoming(answer.into_body()), 64 * 1024).await.unwrap_or_else(|_| Bytes::new());
     if let Some(status) = Status::from_json(&body) {
         return status;
     }
@@ -423,12 +494,17 @@ mod tests {
             container_of(&two, "", true).unwrap_err().message,
             "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
         );
-        assert_eq!(container_of(&two, "x", true).unwrap_err().message, "container x is not valid for pod p");
+        assert_eq!(
+            container_of(&two, "x", true).unwrap_err().message,
+            "container x is not valid for pod p"
+        );
     }
 
     #[test]
     fn proxy_targets_are_read() {
-        let check = |text: &str| split_target(text).map(|(s, n, p)| format!("{s}|{n}|{p}")).unwrap_or_default();
+        let check = |text: &str| {
+            split_target(text).map(|(s, n, p)| format!("{s}|{n}|{p}")).unwrap_or_default()
+        };
         assert_eq!(check("web"), "|web|");
         assert_eq!(check("web:80"), "|web|80");
         assert_eq!(check("https:web:443"), "https|web|443");

@@ -45,7 +45,13 @@ pub async fn create(call: &mut Call, resource: &Arc<Resource>) -> Result<Respons
     let mut object = call.read_object(&resource.info().gvk, write.field_validation).await?;
     place(call, resource, &mut object)?;
     let stored = resource
-        .create(&call.context, &call.info.namespace, object, &CreateOptions::default(), &call.server.admission)
+        .create(
+            &call.context,
+            &call.info.namespace,
+            object,
+            &CreateOptions::default(),
+            &call.server.admission,
+        )
         .await?;
     send(call, resource, 201, &stored, &accepted)
 }
@@ -78,9 +84,11 @@ pub async fn delete(call: &mut Call, resource: &Arc<Resource>) -> Result<Respons
     let (options, dry_run) = options::delete(&call.query, body.as_ref())?;
     call.context.dry_run |= dry_run;
     let info = &call.info;
-    let deleted =
-        resource.delete(&call.context, &info.namespace, &info.name, &options, &call.server.admission).await?;
-    let code = if !deleted.is_gone() && options.orphan_dependents == Some(false) { 202 } else { 200 };
+    let deleted = resource
+        .delete(&call.context, &info.namespace, &info.name, &options, &call.server.admission)
+        .await?;
+    let code =
+        if !deleted.is_gone() && options.orphan_dependents == Some(false) { 202 } else { 200 };
     match deleted {
         Deleted::Object { object, .. } => send(call, resource, code, &object, &accepted),
         Deleted::Status { name, uid } => {
@@ -90,7 +98,10 @@ pub async fn delete(call: &mut Call, resource: &Arc<Resource>) -> Result<Respons
     }
 }
 
-pub async fn delete_collection(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
+pub async fn delete_collection(
+    call: &mut Call,
+    resource: &Arc<Resource>,
+) -> Result<Response<Body>, Status> {
     let accepted = call.accepted(false)?;
     let selection = options::list(&call.server, &call.query, false)?;
     let body = read_delete_options(call).await?;
@@ -109,8 +120,10 @@ async fn read_delete_options(call: &mut Call) -> Result<Option<Object>, Status> 
         return Ok(None);
     }
     let format = negotiate::request(&call.headers)?;
-    let parsed = codec::parse(&body, format).map_err(|error| Status::bad_request(error.to_string()))?.0;
-    let object = Object::from_value(parsed).ok_or_else(|| Status::bad_request("DeleteOptions must be an object"))?;
+    let parsed =
+        codec::parse(&body, format).map_err(|error| Status::bad_request(error.to_string()))?.0;
+    let object = Object::from_value(parsed)
+        .ok_or_else(|| Status::bad_request("DeleteOptions must be an object"))?;
     // Clients name the kind in the group of the resource as well.
     match object.kind() {
         "" | "DeleteOptions" => Ok(Some(object)),
@@ -144,7 +157,9 @@ pub fn check_name(call: &Call, object: &Object) -> Result<(), Status> {
         return Ok(());
     }
     if name.is_empty() {
-        let text = format!("the name of the object ({url} based on URL) was undeterminable: name must be provided");
+        let text = format!(
+            "the name of the object ({url} based on URL) was undeterminable: name must be provided"
+        );
         return Err(Status::bad_request(text));
     }
     Err(Status::bad_request(format!(
@@ -165,14 +180,23 @@ pub fn send(
         Shape::Metadata => metadata_of(object, accepted),
         Shape::Table => {
             let shaper = Shaper::new(call, resource, accepted)?;
-            shaper.table(std::iter::once(Ok(object.clone())), list_metadata(object.resource_version(), "", None), true)?
+            shaper.table(
+                std::iter::once(Ok(object.clone())),
+                list_metadata(object.resource_version(), "", None),
+                true,
+            )?
         }
     };
     let body = wire::encode(&shaped, accepted.format, accepted.pretty)?;
     Ok(call.reply(code, accepted.format.media_type(), body))
 }
 
-fn send_list(call: &Call, resource: &Resource, list: &ListResult, accepted: &Accepted) -> Result<Response<Body>, Status> {
+fn send_list(
+    call: &Call,
+    resource: &Resource,
+    list: &ListResult,
+    accepted: &Accepted,
+) -> Result<Response<Body>, Status> {
     let whole_json = accepted.shape == Shape::Whole && accepted.format == Format::Json;
     if whole_json && !accepted.pretty {
         return Ok(call.reply(200, negotiate::JSON, list.json()?));
@@ -262,7 +286,12 @@ impl<'a> Shaper<'a> {
     }
 
     /// Ages are counted up to `now`.
-    pub fn at(resource: &'a Resource, accepted: &Accepted, now: Timestamp, include: IncludeObject) -> Self {
+    pub fn at(
+        resource: &'a Resource,
+        accepted: &Accepted,
+        now: Timestamp,
+        include: IncludeObject,
+    ) -> Self {
         Self { resource, context: TableContext { now }, include, version: meta_version(accepted) }
     }
 
@@ -274,13 +303,17 @@ impl<'a> Shaper<'a> {
         with_columns: bool,
     ) -> Result<Object, Status> {
         let columns = self.resource.columns();
-        let rows: Result<Vec<Value>, Status> =
-            objects.map(|object| Ok(self.resource.row(&object?, &self.context, self.include))).collect();
+        let rows: Result<Vec<Value>, Status> = objects
+            .map(|object| Ok(self.resource.row(&object?, &self.context, self.include)))
+            .collect();
         let mut table = Map::new();
         table.insert("kind", "Table");
         table.insert("apiVersion", self.version);
         table.insert("metadata", metadata);
-        table.insert("columnDefinitions", if with_columns { table::definitions(columns) } else { Value::Null });
+        table.insert(
+            "columnDefinitions",
+            if with_columns { table::definitions(columns) } else { Value::Null },
+        );
         table.insert("rows", rows?);
         Ok(Object::from_map(table))
     }

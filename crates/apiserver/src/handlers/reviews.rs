@@ -36,9 +36,16 @@ pub fn local_access(call: &Call, review: &mut Object) -> Result<(), Status> {
     answer(call, review, &user, true)
 }
 
-fn answer(call: &Call, review: &mut Object, user: &UserInfo, names_user: bool) -> Result<(), Status> {
-    let (resource, path) =
-        (review.at(&["spec", "resourceAttributes"]).cloned(), review.at(&["spec", "nonResourceAttributes"]).cloned());
+fn answer(
+    call: &Call,
+    review: &mut Object,
+    user: &UserInfo,
+    names_user: bool,
+) -> Result<(), Status> {
+    let (resource, path) = (
+        review.at(&["spec", "resourceAttributes"]).cloned(),
+        review.at(&["spec", "nonResourceAttributes"]).cloned(),
+    );
     let mut causes = Vec::new();
     match (&resource, &path) {
         (None, None) => causes.push(wrong(
@@ -97,7 +104,13 @@ fn query_of(attributes: &Value, is_resource: bool) -> Query<'_> {
 
 fn subject(review: &Object) -> UserInfo {
     let texts = |value: &Value| -> Vec<String> {
-        value.as_list().unwrap_or_default().iter().filter_map(Value::as_str).map(str::to_owned).collect()
+        value
+            .as_list()
+            .unwrap_or_default()
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect()
     };
     let extra = review.map_at(&["spec", "extra"]).into_iter().flat_map(Map::iter);
     UserInfo {
@@ -166,14 +179,19 @@ pub fn user_value(user: &UserInfo) -> Value {
         map.insert("groups", user.groups.clone().into());
     }
     if !user.extra.is_empty() {
-        let extra: Map = user.extra.iter().map(|(key, values)| (key.as_str(), values.clone())).collect();
+        let extra: Map =
+            user.extra.iter().map(|(key, values)| (key.as_str(), values.clone())).collect();
         map.insert("extra", extra.into());
     }
     Value::Map(map.into_iter().collect())
 }
 
 fn wrong(field: &str, what: &str) -> Cause {
-    Cause { reason: "FieldValueInvalid".into(), message: format!("Invalid value: {what}"), field: field.into() }
+    Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!("Invalid value: {what}"),
+        field: field.into(),
+    }
 }
 
 /// Upstream leaves the kind of these out.

@@ -16,23 +16,33 @@ pub async fn serve(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
     let info = call.info.clone();
     match info.verb.as_str() {
         "get" => {
-            let object = resource.get(&info.namespace, &info.name, &GetOptions::default()).await?.object()?;
+            let object = resource
+                .get(&info.namespace, &info.name, &GetOptions::default())
+                .await?
+                .object()?;
             send(&scale_of(&object, paths), &accepted)
         }
         "update" => {
             let write = options::write("UpdateOptions", &call.query)?;
             let wanted = call.read_object(&kind(), write.field_validation).await?;
             check_name(call, &wanted)?;
-            let change = move |current: Option<&Object>| rescale(current, paths, |_| Ok(wanted.clone()));
+            let change =
+                move |current: Option<&Object>| rescale(current, paths, |_| Ok(wanted.clone()));
             store(call, resource, paths, &change, &accepted).await
         }
         "patch" => {
             let patch = patch::Patch::read(call, &kind()).await?;
             if patch.is_apply() {
-                return Err(Status::new(501, api::Reason::Unknown, "server-side apply of a scale is not supported by this version"));
+                return Err(Status::new(
+                    501,
+                    api::Reason::Unknown,
+                    "server-side apply of a scale is not supported by this version",
+                ));
             }
             let call = &*call;
-            let change = |current: Option<&Object>| rescale(current, paths, |scale| patch.apply_to(scale, call));
+            let change = |current: Option<&Object>| {
+                rescale(current, paths, |scale| patch.apply_to(scale, call))
+            };
             store(call, resource, paths, &change, &accepted).await
         }
         _ => Ok(no_such_method()),
@@ -52,7 +62,15 @@ async fn store(
 ) -> Result<Response<Body>, Status> {
     let (info, admission) = (&call.info, &call.server.admission);
     let (stored, _) = resource
-        .update(&call.context, &info.namespace, &info.name, "scale", change, &UpdateOptions::default(), admission)
+        .update(
+            &call.context,
+            &info.namespace,
+            &info.name,
+            "scale",
+            change,
+            &UpdateOptions::default(),
+            admission,
+        )
         .await?;
     send(&scale_of(&stored, paths), accepted)
 }
@@ -91,7 +109,8 @@ fn rescale(
     paths: &Scale,
     change: impl Fn(&Object) -> Result<Object, Status>,
 ) -> Result<Object, Status> {
-    let current = current.ok_or_else(|| Status::internal("scale of an object that does not exist"))?;
+    let current =
+        current.ok_or_else(|| Status::internal("scale of an object that does not exist"))?;
     let scale = change(&scale_of(current, paths))?;
     let replicas = scale.i64_at(&["spec", "replicas"]).unwrap_or(0);
     if replicas < 0 {
@@ -114,7 +133,8 @@ fn rescale(
 fn selector_text(selector: &Value) -> String {
     let Some(map) = selector.as_map() else { return String::new() };
     let structured = map.contains_key("matchLabels") || map.contains_key("matchExpressions");
-    let labels = if structured { map.get("matchLabels").and_then(Value::as_map) } else { Some(map) };
+    let labels =
+        if structured { map.get("matchLabels").and_then(Value::as_map) } else { Some(map) };
     let mut terms: Vec<String> = labels
         .into_iter()
         .flat_map(Map::iter)
@@ -155,7 +175,10 @@ mod tests {
         .unwrap();
         let scale = scale_of(&object, &APPS_SCALE);
         assert_eq!(scale.str_at(&["status", "selector"]), "app=web,tier in (a,b)");
-        assert_eq!((scale.i64_at(&["spec", "replicas"]), scale.i64_at(&["status", "replicas"])), (Some(3), Some(2)));
+        assert_eq!(
+            (scale.i64_at(&["spec", "replicas"]), scale.i64_at(&["status", "replicas"])),
+            (Some(3), Some(2))
+        );
         let grow = |scale: &Object| {
             let mut scale = scale.clone();
             scale.set_at(&["spec", "replicas"], 5);

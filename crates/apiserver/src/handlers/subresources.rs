@@ -6,12 +6,18 @@ use api::Status;
 use http::{Method, Response};
 use registry::Resource;
 
-use super::{gvr_of, no_such_method, no_such_path, no_such_resource, patch, pods, proxy, resource, scale, tokens, virtual_kinds, watch};
+use super::{
+    gvr_of, no_such_method, no_such_path, no_such_resource, patch, pods, proxy, resource, scale,
+    tokens, virtual_kinds, watch,
+};
 use crate::{body::Body, pipeline::Call};
 
 /// Group, resource, what its users are told.
-const DEPRECATED: &[(&str, &str, &str)] =
-    &[("", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")];
+const DEPRECATED: &[(&str, &str, &str)] = &[(
+    "",
+    "endpoints",
+    "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+)];
 
 /// Finds the handler of a request for a resource.
 pub async fn route(call: &mut Call) -> Result<Response<Body>, Status> {
@@ -25,7 +31,9 @@ pub async fn route(call: &mut Call) -> Result<Response<Body>, Status> {
     if !place_exists(call, &resource) {
         return Ok(no_such_resource());
     }
-    if let Some((.., text)) = DEPRECATED.iter().find(|(g, r, _)| *g == call.info.group && *r == call.info.resource) {
+    if let Some((.., text)) =
+        DEPRECATED.iter().find(|(g, r, _)| *g == call.info.group && *r == call.info.resource)
+    {
         call.context.warn(*text);
     }
     match call.info.subresource.as_str() {
@@ -45,7 +53,9 @@ fn place_exists(call: &Call, resource: &Resource) -> bool {
     let info = &call.info;
     let namespaced = resource.info().namespaced;
     match (namespaced, info.namespace.is_empty()) {
-        (true, true) => matches!(info.verb.as_str(), "list" | "watch") && info.subresource.is_empty(),
+        (true, true) => {
+            matches!(info.verb.as_str(), "list" | "watch") && info.subresource.is_empty()
+        }
         (false, false) => info.resource == "namespaces",
         _ => true,
     }
@@ -72,7 +82,8 @@ async fn objects(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<B
 }
 
 fn has_name(call: &Call) -> bool {
-    !call.info.name.is_empty() && !(call.info.resource == "namespaces" && call.info.namespace.is_empty())
+    !call.info.name.is_empty()
+        && !(call.info.resource == "namespaces" && call.info.namespace.is_empty())
 }
 
 async fn below(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Body>, Status> {
@@ -83,7 +94,9 @@ async fn below(call: &mut Call, resource: &Arc<Resource>) -> Result<Response<Bod
         ("", "pods", "binding", "create") => pods::bind(call, resource).await,
         ("", "pods", "eviction", "create") => pods::evict(call, resource).await,
         ("", "pods", "log", "get") => proxy::log(call, resource).await,
-        ("", "pods", "exec" | "attach" | "portforward", "get" | "create") => proxy::stream(call, resource).await,
+        ("", "pods", "exec" | "attach" | "portforward", "get" | "create") => {
+            proxy::stream(call, resource).await
+        }
         ("", "pods" | "services" | "nodes", "proxy", _) => proxy::proxy(call, resource).await,
         ("", "serviceaccounts", "token", "create") => tokens::request(call, resource).await,
         (_, _, _, "get") => resource::get(call, resource).await,

@@ -9,11 +9,7 @@ use registry::{GetOptions, Resource};
 
 use super::{options, reviews::user_value};
 use crate::{
-    authn::service_account::Bound,
-    authz::node::node_of,
-    body::Body,
-    pipeline::Call,
-    respond, wire,
+    authn::service_account::Bound, authz::node::node_of, body::Body, pipeline::Call, respond, wire,
 };
 
 const GROUP: &str = "authentication.k8s.io";
@@ -34,7 +30,13 @@ pub async fn request(call: &mut Call, resource: &Arc<Resource>) -> Result<Respon
     if let Some(why) = refuse_node(call, &request, bound.as_ref()) {
         return Err(Status::forbidden("", "serviceaccounts", &name, &why));
     }
-    let issued = call.server.service_accounts.issue(&call.server.env, &account, &audiences, seconds, bound.as_ref());
+    let issued = call.server.service_accounts.issue(
+        &call.server.env,
+        &account,
+        &audiences,
+        seconds,
+        bound.as_ref(),
+    );
     request.set_name(&name);
     request.set_namespace(&namespace);
     request.metadata_mut().insert("creationTimestamp", call.context.time.rfc3339());
@@ -96,7 +98,8 @@ async fn bound(call: &Call, request: &Object, account: &Object) -> Result<Option
         other => {
             let version = field("apiVersion");
             let (group, version) = version.split_once('/').unwrap_or(("", version));
-            let text = format!("cannot bind token to object of type {group}/{version}, Kind={other}");
+            let text =
+                format!("cannot bind token to object of type {group}/{version}, Kind={other}");
             return Err(Status::bad_request(text));
         }
     };
@@ -118,7 +121,10 @@ async fn bound(call: &Call, request: &Object, account: &Object) -> Result<Option
         }
         let name = object.str_at(&["spec", "nodeName"]);
         if !name.is_empty() {
-            let uid = data.get_cached("", "v1", "nodes", "", name).await.map(|node| node.uid().to_owned());
+            let uid = data
+                .get_cached("", "v1", "nodes", "", name)
+                .await
+                .map(|node| node.uid().to_owned());
             node = Some((name.to_owned(), uid.unwrap_or_default()));
         }
     }

@@ -37,7 +37,8 @@ const TABLE: &[(&str, &str, Virtual)] = &[
 
 /// The handler of a request for a virtual kind.
 pub fn find(info: &RequestInfo) -> Option<Virtual> {
-    let line = TABLE.iter().find(|(group, plural, _)| *group == info.group && *plural == info.resource)?;
+    let line =
+        TABLE.iter().find(|(group, plural, _)| *group == info.group && *plural == info.resource)?;
     (info.version == "v1" && info.subresource.is_empty()).then_some(line.2)
 }
 
@@ -81,7 +82,8 @@ impl Virtual {
     async fn review(self, call: &mut Call) -> Result<Response<Body>, Status> {
         let accepted = call.accepted(false)?;
         let write = options::write("CreateOptions", &call.query)?;
-        let kind = kind_of(&call.info).ok_or_else(|| Status::not_found("", &call.info.resource, ""))?;
+        let kind =
+            kind_of(&call.info).ok_or_else(|| Status::not_found("", &call.info.resource, ""))?;
         let mut object = call.read_object(&kind, write.field_validation).await?;
         let shows_owner = !matches!(self, Self::SelfRulesReview | Self::SelfSubjectReview);
         if shows_owner {

@@ -24,7 +24,11 @@ pub async fn watch(call: &mut Call, resource: &Arc<Resource>) -> Result<Response
     let accepted = call.accepted(true)?;
     let options = options::list(&call.server, &call.query, true)?;
     let namespace = (!call.info.namespace.is_empty()).then_some(call.info.namespace.as_str());
-    let encoder = Encoder { resource: resource.clone(), accepted, call: ShapeOptions::of(call, resource, &accepted)? };
+    let encoder = Encoder {
+        resource: resource.clone(),
+        accepted,
+        call: ShapeOptions::of(call, resource, &accepted)?,
+    };
     let stream = match resource.watch(namespace, &options).await {
         Ok(stream) => stream,
         // The client reads the reason as an event and lists again.
@@ -116,7 +120,12 @@ impl Encoder {
             Shape::Whole => Ok(object),
             Shape::Metadata => Ok(metadata_of(&object, &self.accepted)),
             Shape::Table => {
-                let shaper = Shaper::at(&self.resource, &self.accepted, self.call.env.now(), self.call.include_object);
+                let shaper = Shaper::at(
+                    &self.resource,
+                    &self.accepted,
+                    self.call.env.now(),
+                    self.call.include_object,
+                );
                 match event.kind {
                     WatchKind::Bookmark => shaper.bookmark(&object, first),
                     _ => shaper.of_event(object, first),
@@ -132,7 +141,8 @@ impl Encoder {
 
     fn frame(&self, kind: &str, object: &Object) -> Result<Bytes, Status> {
         if self.accepted.format == Format::Protobuf {
-            let message = codec::protobuf_watch_event(kind, &wire::encode(object, Format::Protobuf, false)?);
+            let message =
+                codec::protobuf_watch_event(kind, &wire::encode(object, Format::Protobuf, false)?);
             let mut frame = Vec::with_capacity(message.len() + 4);
             frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
             frame.extend_from_slice(&message);

@@ -9,7 +9,10 @@ mod schemas;
 
 use std::collections::BTreeSet;
 
-use api::{GroupVersion, schema::{Resource, schema}};
+use api::{
+    GroupVersion,
+    schema::{Resource, schema},
+};
 use http::{HeaderValue, Response, header};
 use serde_json::{Map, Value as Json, json};
 use sha2::{Digest, Sha256};
@@ -45,7 +48,8 @@ fn group_versions() -> BTreeSet<GroupVersion> {
 
 /// What a document is made from, as a short text.
 fn hash(path: &str) -> String {
-    let digest = Sha256::digest(format!("{} {} {path}", version::GIT_VERSION, env!("CARGO_PKG_VERSION")));
+    let digest =
+        Sha256::digest(format!("{} {} {path}", version::GIT_VERSION, env!("CARGO_PKG_VERSION")));
     digest.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
@@ -121,7 +125,8 @@ mod tests {
 
     #[test]
     fn every_reference_leads_somewhere() {
-        for (style, prefix) in [(Style::V2, "#/definitions/"), (Style::V3, "#/components/schemas/")] {
+        for (style, prefix) in [(Style::V2, "#/definitions/"), (Style::V3, "#/components/schemas/")]
+        {
             let (paths, types) = document(style);
             let text = format!("{paths}{types}");
             for part in text.split("\"$ref\":\"").skip(1) {

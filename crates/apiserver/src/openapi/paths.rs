@@ -1,12 +1,16 @@
 //! URLs and verbs of resources.
 
-use api::{GroupVersionKind, schema::{Resource, schema}};
+use api::{
+    GroupVersionKind,
+    schema::{Resource, schema},
+};
 use serde_json::{Map, Value as Json, json};
 
 use super::schemas::{Style, TypeSet};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
-const WRITE: [(&str, &str); 3] = [("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
+const WRITE: [(&str, &str); 3] =
+    [("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
 const LIST: [(&str, &str); 10] = [
     ("allowWatchBookmarks", "boolean"),
     ("continue", "string"),
@@ -60,7 +64,8 @@ impl Writer<'_> {
             self.operation(&format!("{root}/{plural}"), "list", &resource.gvk, resource);
         }
         for &verb in resource.verbs.iter().filter(|&&verb| verb != "watch") {
-            let path = if matches!(verb, "list" | "create" | "deletecollection") { &base } else { &named };
+            let path =
+                if matches!(verb, "list" | "create" | "deletecollection") { &base } else { &named };
             self.operation(path, verb, &resource.gvk, resource);
         }
         for sub in &resource.subresources {
@@ -89,10 +94,13 @@ impl Writer<'_> {
         };
         let answer = match verb {
             "list" => self.list_type(resource),
-            "delete" | "deletecollection" => self.types.named(&format!("{META}.Status"), self.style),
+            "delete" | "deletecollection" => {
+                self.types.named(&format!("{META}.Status"), self.style)
+            }
             _ => self.kind(gvk),
         };
-        let mut parameters: Vec<Json> = parameters.iter().map(|(name, ty)| query_parameter(name, ty, self.style)).collect();
+        let mut parameters: Vec<Json> =
+            parameters.iter().map(|(name, ty)| query_parameter(name, ty, self.style)).collect();
         if verb == "patch" {
             parameters.push(query_parameter("force", "boolean", self.style));
         }
@@ -107,7 +115,9 @@ impl Writer<'_> {
         let body = match verb {
             "create" | "update" => Some(self.kind(gvk)),
             "patch" => Some(self.types.named(&format!("{META}.Patch"), self.style)),
-            "delete" | "deletecollection" => Some(self.types.named(&format!("{META}.DeleteOptions"), self.style)),
+            "delete" | "deletecollection" => {
+                Some(self.types.named(&format!("{META}.DeleteOptions"), self.style))
+            }
             _ => None,
         };
         self.add_body(&mut operation, &mut parameters, verb, body);
@@ -115,10 +125,11 @@ impl Writer<'_> {
         operation["responses"] = match self.style {
             Style::V2 => json!({code: {"description": "OK", "schema": answer}}),
             Style::V3 => {
-                let content: Map<String, Json> = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"]
-                    .map(|media| (media.to_owned(), json!({"schema": answer})))
-                    .into_iter()
-                    .collect();
+                let content: Map<String, Json> =
+                    ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"]
+                        .map(|media| (media.to_owned(), json!({"schema": answer})))
+                        .into_iter()
+                        .collect();
                 json!({code: {"description": "OK", "content": content}})
             }
         };
@@ -126,18 +137,28 @@ impl Writer<'_> {
         item[method] = operation;
     }
 
-    fn add_body(&self, operation: &mut Json, parameters: &mut Vec<Json>, verb: &str, body: Option<Json>) {
+    fn add_body(
+        &self,
+        operation: &mut Json,
+        parameters: &mut Vec<Json>,
+        verb: &str,
+        body: Option<Json>,
+    ) {
         let Some(schema) = body else { return };
         let media: &[&str] = if verb == "patch" { &PATCH_TYPES } else { &["*/*"] };
         match self.style {
             Style::V2 => {
                 operation["consumes"] = media.into();
                 let required = !verb.starts_with("delete");
-                parameters.push(json!({"name": "body", "in": "body", "required": required, "schema": schema}));
+                parameters.push(
+                    json!({"name": "body", "in": "body", "required": required, "schema": schema}),
+                );
             }
             Style::V3 => {
-                let content: Map<String, Json> =
-                    media.iter().map(|media| ((*media).to_owned(), json!({"schema": schema}))).collect();
+                let content: Map<String, Json> = media
+                    .iter()
+                    .map(|media| ((*media).to_owned(), json!({"schema": schema})))
+                    .collect();
                 operation["requestBody"] = json!({"content": content});
             }
         }
@@ -163,7 +184,10 @@ fn operation_id(path: &str, verb: &str, gvk: &GroupVersionKind) -> String {
         .flat_map(|word| word.split(['.', '-']))
         .map(|word| {
             let mut letters = word.chars();
-            letters.next().map(|first| first.to_ascii_uppercase().to_string() + letters.as_str()).unwrap_or_default()
+            letters
+                .next()
+                .map(|first| first.to_ascii_uppercase().to_string() + letters.as_str())
+                .unwrap_or_default()
         })
         .collect();
     let all = if verb == "list" && !path.contains("{namespace}") { "ForAllNamespaces" } else { "" };
@@ -173,12 +197,15 @@ fn operation_id(path: &str, verb: &str, gvk: &GroupVersionKind) -> String {
 fn query_parameter(name: &str, ty: &str, style: Style) -> Json {
     match style {
         Style::V2 => json!({"name": name, "in": "query", "type": ty, "uniqueItems": true}),
-        Style::V3 => json!({"name": name, "in": "query", "schema": {"type": ty, "uniqueItems": true}}),
+        Style::V3 => {
+            json!({"name": name, "in": "query", "schema": {"type": ty, "uniqueItems": true}})
+        }
     }
 }
 
 fn path_parameters(path: &str, style: Style) -> Json {
-    let names = ["namespace", "name"].into_iter().filter(|name| path.contains(&format!("{{{name}}}")));
+    let names =
+        ["namespace", "name"].into_iter().filter(|name| path.contains(&format!("{{{name}}}")));
     let list = names.map(|name| match style {
         Style::V2 => json!({"name": name, "in": "path", "required": true, "type": "string", "uniqueItems": true}),
         Style::V3 => {

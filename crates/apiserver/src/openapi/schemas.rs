@@ -65,7 +65,9 @@ impl TypeSet {
     fn add_field_type(&mut self, ty: &FieldType) {
         match ty {
             FieldType::Ref(id) => self.add(*id),
-            FieldType::SchemaOrArray(id) | FieldType::SchemaOrBool(id) | FieldType::SchemaOrStrings(id) => {
+            FieldType::SchemaOrArray(id)
+            | FieldType::SchemaOrBool(id)
+            | FieldType::SchemaOrStrings(id) => {
                 self.add(*id);
                 self.plain.extend(plain_name(ty));
             }
@@ -102,7 +104,8 @@ fn kinds_by_type() -> BTreeMap<TypeId, Json> {
     for kind in schema().kinds() {
         let gvk = &kind.gvk;
         let group = if gvk.group == "meta.k8s.io" { "" } else { gvk.group.as_str() };
-        let entry = json!({"group": group, "version": gvk.version.as_str(), "kind": gvk.kind.as_str()});
+        let entry =
+            json!({"group": group, "version": gvk.version.as_str(), "kind": gvk.kind.as_str()});
         kinds.entry(kind.ty).or_default().push(entry);
     }
     kinds.into_iter().map(|(id, list)| (id, list.into())).collect()
@@ -126,7 +129,8 @@ fn structure(ty: &TypeDef, style: Style, words: &Descriptions) -> Json {
         (field.name.to_owned(), property)
     };
     let properties: Map<String, Json> = ty.fields.iter().map(described).collect();
-    let required: Vec<&str> = ty.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
+    let required: Vec<&str> =
+        ty.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
     let mut document = json!({"type": "object"});
     describe(&mut document, words.of_type(ty.name));
     if !properties.is_empty() {
@@ -169,7 +173,9 @@ fn zero_default(field: &Field) -> Option<Json> {
         _ if field.omit_empty || !field.required => None,
         FieldType::String => Some("".into()),
         FieldType::Bool => Some(false.into()),
-        FieldType::Int32 | FieldType::Int64 | FieldType::UInt32 | FieldType::UInt64 => Some(0.into()),
+        FieldType::Int32 | FieldType::Int64 | FieldType::UInt32 | FieldType::UInt64 => {
+            Some(0.into())
+        }
         _ => None,
     }
 }
@@ -190,7 +196,11 @@ fn add_merge_keys(property: &mut Json, field: &Field) {
         property["x-kubernetes-map-type"] = "atomic".into();
     }
     let strategy = field.patch_strategy;
-    let flags = [(strategy.merge, "merge"), (strategy.replace, "replace"), (strategy.retain_keys, "retainKeys")];
+    let flags = [
+        (strategy.merge, "merge"),
+        (strategy.replace, "replace"),
+        (strategy.retain_keys, "retainKeys"),
+    ];
     let flags: Vec<&str> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
     if !flags.is_empty() {
         property["x-kubernetes-patch-strategy"] = flags.join(",").into();
@@ -265,7 +275,10 @@ fn plain_type(name: &str, style: Style) -> Json {
         "IntOrString" => any_of(["integer", "string"], Some("int-or-string")),
         "Time" | "MicroTime" => json!({"type": "string", "format": "date-time"}),
         "Duration" => json!({"type": "string"}),
-        "JSON" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrStringArray" => json!({}),
+        "JSON"
+        | "JSONSchemaPropsOrArray"
+        | "JSONSchemaPropsOrBool"
+        | "JSONSchemaPropsOrStringArray" => json!({}),
         _ => json!({"type": "object"}),
     }
 }

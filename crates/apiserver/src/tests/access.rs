@@ -10,7 +10,13 @@ const PODS: &str = "/api/v1/namespaces/default/pods";
 #[tokio::test]
 async fn strangers_are_told_about_health_alone() {
     let f = Fixture::start().await;
-    for (path, code) in [("/healthz", 200), ("/livez", 200), ("/readyz?verbose", 200), ("/version", 401), ("/api", 401)] {
+    for (path, code) in [
+        ("/healthz", 200),
+        ("/livez", 200),
+        ("/readyz?verbose", 200),
+        ("/version", 401),
+        ("/api", 401),
+    ] {
         let answer = f.ask(stranger(), request(Method::GET, path, &[], Json::Null)).await;
         assert_eq!(answer.code, code, "{path} {answer:?}");
     }
@@ -36,8 +42,16 @@ async fn users_do_what_their_roles_say() {
     let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
     assert_eq!(f.post(bindings, binding).await.code, 201);
     f.until(&jane, Method::GET, PODS, Json::Null, 200).await;
-    for path in ["/api/v1/namespaces/default/secrets", "/api/v1/pods", "/api/v1/namespaces/kube-system/pods"] {
-        assert_eq!(f.ask(jane.clone(), request(Method::GET, path, &[], Json::Null)).await.code, 403, "{path}");
+    for path in [
+        "/api/v1/namespaces/default/secrets",
+        "/api/v1/pods",
+        "/api/v1/namespaces/kube-system/pods",
+    ] {
+        assert_eq!(
+            f.ask(jane.clone(), request(Method::GET, path, &[], Json::Null)).await.code,
+            403,
+            "{path}"
+        );
     }
     let removed = f.admin(Method::DELETE, &format!("{bindings}/devs"), Json::Null).await;
     assert_eq!(removed.code, 200);
@@ -59,18 +73,24 @@ async fn nobody_grants_more_than_they_have() {
     f.post(&format!("{rbac}/namespaces/default/rolebindings"), binding("admin", "joe")).await;
     let bindings = format!("{rbac}/namespaces/default/rolebindings");
     f.until(&joe, Method::POST, &bindings, binding("view", "ann"), 201).await;
-    let refused = f.ask(joe, request(Method::POST, &bindings, &[], binding("cluster-admin", "ann"))).await;
+    let refused =
+        f.ask(joe, request(Method::POST, &bindings, &[], binding("cluster-admin", "ann"))).await;
     assert_eq!(refused.code, 403);
-    assert!(refused.message().contains("is attempting to grant RBAC permissions not currently held"));
+    assert!(
+        refused.message().contains("is attempting to grant RBAC permissions not currently held")
+    );
 }
 
 #[tokio::test]
 async fn certificates_and_tokens_name_their_users() {
     let f = Fixture::start().await;
     let whoami = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
-    let name = |answer: &super::Answer| answer.json()["status"]["userInfo"]["username"].as_str().map(str::to_owned);
+    let name = |answer: &super::Answer| {
+        answer.json()["status"]["userInfo"]["username"].as_str().map(str::to_owned)
+    };
     let (chain, _) = f.authority.client("jane", &["devs"]);
-    let connection = crate::Identity::Connection(crate::Connection::new("192.0.2.1:2".into(), chain).into());
+    let connection =
+        crate::Identity::Connection(crate::Connection::new("192.0.2.1:2".into(), chain).into());
     let answer = f.ask(connection, request(Method::POST, whoami, &[], json!({}))).await;
     assert_eq!(name(&answer).as_deref(), Some("jane"), "{answer:?}");
 
@@ -85,7 +105,10 @@ async fn certificates_and_tokens_name_their_users() {
     let review = json!({"spec": {"token": token}});
     let reviewed = f.post("/apis/authentication.k8s.io/v1/tokenreviews", review).await;
     assert_eq!(reviewed.json()["status"]["authenticated"], true);
-    let short = f.post("/api/v1/namespaces/default/serviceaccounts/default/token", json!({"spec": {"expirationSeconds": 5}}));
+    let short = f.post(
+        "/api/v1/namespaces/default/serviceaccounts/default/token",
+        json!({"spec": {"expirationSeconds": 5}}),
+    );
     assert_eq!(short.await.code, 422);
 
     f.admin(Method::DELETE, "/api/v1/namespaces/default/serviceaccounts/default", Json::Null).await;
@@ -105,7 +128,12 @@ async fn access_reviews_answer_as_requests_would() {
     assert_eq!((own.code, &own.json()["status"]["allowed"]), (201, &json!(true)));
     let other = f.post(url, review("system:node:n2", "get")).await;
     assert_eq!(other.json()["status"]["allowed"], false);
-    let rules = f.post("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", json!({"spec": {"namespace": "a"}})).await;
+    let rules = f
+        .post(
+            "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+            json!({"spec": {"namespace": "a"}}),
+        )
+        .await;
     assert!(!rules.json()["status"]["resourceRules"].as_array().unwrap().is_empty());
 }
 
@@ -127,15 +155,24 @@ async fn impersonation_needs_its_permission() {
 async fn a_node_touches_its_own_things() {
     let f = Fixture::start().await;
     let node = user("system:node:n1", &["system:nodes"]);
-    let create = |name: &str| request(Method::POST, "/api/v1/nodes", &[], json!({"metadata": {"name": name}}));
+    let create = |name: &str| {
+        request(Method::POST, "/api/v1/nodes", &[], json!({"metadata": {"name": name}}))
+    };
     assert_eq!(f.ask(node.clone(), create("n1")).await.code, 201);
     let other = f.ask(node.clone(), create("n2")).await;
-    assert_eq!(other.message(), "nodes \"n2\" is forbidden: node \"n1\" is not allowed to modify node \"n2\"");
+    assert_eq!(
+        other.message(),
+        "nodes \"n2\" is forbidden: node \"n1\" is not allowed to modify node \"n2\""
+    );
     f.post("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}})).await;
     let secret = "/api/v1/namespaces/default/secrets/s";
     let refused = f.ask(node.clone(), request(Method::GET, secret, &[], Json::Null)).await;
     assert_eq!(refused.code, 403);
-    assert!(refused.message().ends_with("no relationship found between node 'n1' and this object"), "{}", refused.message());
+    assert!(
+        refused.message().ends_with("no relationship found between node 'n1' and this object"),
+        "{}",
+        refused.message()
+    );
     let pod = json!({"metadata": {"name": "p"}, "spec": {
         "nodeName": "n1", "containers": [{"name": "c", "image": "i"}],
         "volumes": [{"name": "v", "secret": {"secretName": "s"}}],

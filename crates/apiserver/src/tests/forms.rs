@@ -27,7 +27,10 @@ async fn one_object_in_every_form() {
     let table = accept(&f, MAPS, "application/json;as=Table;g=meta.k8s.io;v=v1").await.json();
     assert_eq!((&table["kind"], &table["rows"][0]["cells"][0]), (&json!("Table"), &json!("a")));
     assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
-    let metadata = accept(&f, MAPS, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1").await.json();
+    let metadata =
+        accept(&f, MAPS, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")
+            .await
+            .json();
     assert_eq!(metadata["items"][0]["metadata"]["name"], "a");
     assert!(metadata["items"][0].get("data").is_none());
     let list = accept(&f, MAPS, "application/vnd.kubernetes.protobuf").await;
@@ -41,17 +44,29 @@ async fn one_object_in_every_form() {
 async fn bodies_are_read_in_every_form() {
     let f = Fixture::start().await;
     let yaml = b"metadata: {name: written-in-yaml}\ndata: {k: v}\n";
-    let object = codec::from_protobuf(&codec::to_protobuf(
-        &machinery::Object::from_json(configmap("p", "1").to_string().as_bytes()).unwrap(),
-    ).unwrap()).unwrap();
+    let object = codec::from_protobuf(
+        &codec::to_protobuf(
+            &machinery::Object::from_json(configmap("p", "1").to_string().as_bytes()).unwrap(),
+        )
+        .unwrap(),
+    )
+    .unwrap();
     let protobuf = codec::to_protobuf(&object).unwrap();
-    for (media, body) in [("application/yaml", Bytes::from_static(yaml)), ("application/vnd.kubernetes.protobuf", protobuf)] {
+    for (media, body) in [
+        ("application/yaml", Bytes::from_static(yaml)),
+        ("application/vnd.kubernetes.protobuf", protobuf),
+    ] {
         let mut request = request(Method::POST, MAPS, &[("content-type", media)], Json::Null);
         *request.body_mut() = crate::body::full(body);
         let made = f.ask(admin(), request).await;
         assert_eq!(made.code, 201, "{media} {}", made.message());
     }
-    let other = f.ask(admin(), request(Method::POST, MAPS, &[("content-type", "text/csv")], configmap("c", "1"))).await;
+    let other = f
+        .ask(
+            admin(),
+            request(Method::POST, MAPS, &[("content-type", "text/csv")], configmap("c", "1")),
+        )
+        .await;
     assert_eq!(other.code, 415);
 }
 
@@ -67,7 +82,10 @@ async fn a_watch_tells_what_happens() {
         serde_json::from_slice(&frame).unwrap()
     };
     let first = next().await;
-    assert_eq!((&first["type"], &first["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("a")));
+    assert_eq!(
+        (&first["type"], &first["object"]["metadata"]["name"]),
+        (&json!("ADDED"), &json!("a"))
+    );
     f.post(MAPS, configmap("b", "1")).await;
     assert_eq!(next().await["object"]["metadata"]["name"], "b");
     f.admin(Method::DELETE, &format!("{MAPS}/a"), Json::Null).await;
@@ -81,7 +99,10 @@ async fn a_watch_in_protobuf_is_framed() {
     let accept = [("accept", "application/vnd.kubernetes.protobuf;stream=watch")];
     let url = format!("{MAPS}?watch=true");
     let response = f.send(admin(), request(Method::GET, &url, &accept, Json::Null)).await;
-    assert_eq!(response.headers()["content-type"], "application/vnd.kubernetes.protobuf;stream=watch");
+    assert_eq!(
+        response.headers()["content-type"],
+        "application/vnd.kubernetes.protobuf;stream=watch"
+    );
     let frame = response.into_body().frame().await.unwrap().unwrap().into_data().unwrap();
     let length = u32::from_be_bytes(frame[..4].try_into().unwrap()) as usize;
     assert_eq!(length, frame.len() - 4);
@@ -95,7 +116,8 @@ async fn a_watch_ends_in_time_and_at_shutdown() {
     let url = format!("{MAPS}?watch=true&timeoutSeconds=1");
     let ended = f.get(&url).await;
     assert_eq!((ended.code, ended.body.len()), (200, 0));
-    let open = f.send(admin(), request(Method::GET, &format!("{MAPS}?watch=true"), &[], Json::Null)).await;
+    let open =
+        f.send(admin(), request(Method::GET, &format!("{MAPS}?watch=true"), &[], Json::Null)).await;
     f.server.stopping.cancel();
     assert_eq!(read(open).await.body.len(), 0);
 }
@@ -106,13 +128,19 @@ async fn discovery_in_both_forms() {
     let groups = f.get("/apis").await.json();
     assert_eq!(groups["groups"][1]["name"], "apps");
     let apps = f.get("/apis/apps/v1").await.json();
-    let names: Vec<&str> = apps["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
+    let names: Vec<&str> =
+        apps["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
     assert!(names.contains(&"deployments") && names.contains(&"deployments/scale"), "{names:?}");
-    let deployments = apps["resources"].as_array().unwrap().iter().find(|r| r["name"] == "deployments").unwrap();
+    let deployments =
+        apps["resources"].as_array().unwrap().iter().find(|r| r["name"] == "deployments").unwrap();
     assert_eq!(deployments["storageVersionHash"], "8aSe+NMegvE=");
-    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let aggregated =
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
     let all = accept(&f, "/apis", aggregated).await;
-    assert_eq!(all.header("content-type"), "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+    assert_eq!(
+        all.header("content-type"),
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+    );
     let tag = all.header("etag").to_owned();
     let headers = [("accept", aggregated), ("if-none-match", tag.as_str())];
     let same = f.ask(admin(), request(Method::GET, "/apis", &headers, Json::Null)).await;
@@ -128,7 +156,8 @@ async fn large_answers_are_compressed_for_those_who_take_it() {
     let f = Fixture::start().await;
     f.post(MAPS, configmap("large", &"x".repeat(300_000))).await;
     let headers = [("accept-encoding", "gzip")];
-    let small = f.ask(admin(), request(Method::GET, &format!("{MAPS}/large"), &headers, Json::Null)).await;
+    let small =
+        f.ask(admin(), request(Method::GET, &format!("{MAPS}/large"), &headers, Json::Null)).await;
     assert_eq!(small.header("content-encoding"), "gzip");
     assert!(small.body.len() < 10_000);
 }

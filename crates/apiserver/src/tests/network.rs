@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
-use serde_json::{Value as Json, json};
+use serde_json::json;
 use stdx::CancellationToken;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -39,7 +39,9 @@ impl NodeDialler for EchoNode {
     }
 }
 
-async fn node_answer(mut request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, std::convert::Infallible> {
+async fn node_answer(
+    mut request: Request<Incoming>,
+) -> Result<Response<Full<bytes::Bytes>>, std::convert::Infallible> {
     let uri = request.uri().to_string();
     if !request.headers().contains_key(header::UPGRADE) {
         return Ok(Response::new(uri.into()));
@@ -64,7 +66,8 @@ async fn serve() -> (Fixture, SocketAddr, CancellationToken) {
     let f = Fixture::start_with(|config| config.dialler = Arc::new(EchoNode)).await;
     let node = json!({"metadata": {"name": "n"}});
     assert_eq!(f.post("/api/v1/nodes", node).await.code, 201);
-    let address = json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}});
+    let address =
+        json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}});
     let patch = super::request(
         Method::PATCH,
         "/api/v1/nodes/n/status",
@@ -84,7 +87,12 @@ async fn serve() -> (Fixture, SocketAddr, CancellationToken) {
     (f, address, cancel)
 }
 
-async fn connect(f: &Fixture, address: SocketAddr, groups: &[&str], protocol: &str) -> TlsStream<TcpStream> {
+async fn connect(
+    f: &Fixture,
+    address: SocketAddr,
+    groups: &[&str],
+    protocol: &str,
+) -> TlsStream<TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(f.authority.ca_pem.as_bytes()).unwrap()).unwrap();
     let (chain, key) = f.authority.client("jane", groups);
@@ -102,7 +110,8 @@ async fn connect(f: &Fixture, address: SocketAddr, groups: &[&str], protocol: &s
 }
 
 async fn http1(stream: TlsStream<TcpStream>) -> hyper::client::conn::http1::SendRequest<Body> {
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     stdx::Env::real().spawn("client", async move { connection.with_upgrades().await });
     sender
 }
@@ -120,13 +129,17 @@ async fn a_certificate_opens_the_door_over_both_http_versions() {
     let (f, address, cancel) = serve().await;
     let path = "/api/v1/namespaces/default/pods/p";
     let mut one = http1(connect(&f, address, &["system:masters"], "http/1.1").await).await;
-    assert_eq!(answer(one.send_request(get(path)).await.unwrap()).await.json()["metadata"]["name"], "p");
+    assert_eq!(
+        answer(one.send_request(get(path)).await.unwrap()).await.json()["metadata"]["name"],
+        "p"
+    );
     let mut other = http1(connect(&f, address, &["nobody"], "http/1.1").await).await;
     assert_eq!(answer(other.send_request(get(path)).await.unwrap()).await.code, 403);
 
     let stream = connect(&f, address, &["system:masters"], "h2").await;
     let executor = hyper_util::rt::TokioExecutor::new();
-    let (mut two, connection) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
+    let (mut two, connection) =
+        hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
     stdx::Env::real().spawn("client", connection);
     let request = Request::get(format!("https://server{path}")).body(body::empty()).unwrap();
     assert_eq!(answer(two.send_request(request).await.unwrap()).await.code, 200);
@@ -140,7 +153,10 @@ async fn logs_come_from_the_node() {
     let path = "/api/v1/namespaces/default/pods/p/log?follow=true&tailLines=5&fieldManager=x";
     let log = answer(client.send_request(get(path)).await.unwrap()).await;
     assert_eq!(log.body, "/containerLogs/default/p/c?follow=true&tailLines=5");
-    let wrong = client.send_request(get("/api/v1/namespaces/default/pods/p/log?container=x")).await.unwrap();
+    let wrong = client
+        .send_request(get("/api/v1/namespaces/default/pods/p/log?container=x"))
+        .await
+        .unwrap();
     assert_eq!(answer(wrong).await.message(), "container x is not valid for pod p");
     let metrics = client.send_request(get("/api/v1/nodes/n/proxy/metrics?a=b")).await.unwrap();
     assert_eq!(answer(metrics).await.body, "/metrics?a=b");
@@ -153,13 +169,20 @@ async fn an_upgraded_connection_reaches_the_node() {
     let mut client = http1(connect(&f, address, &["system:masters"], "http/1.1").await).await;
     let path = "/api/v1/namespaces/default/pods/p/exec?command=sh&command=-c&stdin=true&stdout=true&tty=false";
     let mut request = get(path);
-    for (name, value) in [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-protocol", "v5.channel.k8s.io")] {
+    for (name, value) in [
+        ("upgrade", "websocket"),
+        ("connection", "Upgrade"),
+        ("sec-websocket-protocol", "v5.channel.k8s.io"),
+    ] {
         request.headers_mut().insert(name, value.parse().unwrap());
     }
     let mut response = client.send_request(request).await.unwrap();
     assert_eq!(response.status(), 101);
     assert_eq!(response.headers()["sec-websocket-protocol"], "v5.channel.k8s.io");
-    assert_eq!(response.headers()["x-uri"], "/exec/default/p/c?input=1&output=1&command=sh&command=-c");
+    assert_eq!(
+        response.headers()["x-uri"],
+        "/exec/default/p/c?input=1&output=1&command=sh&command=-c"
+    );
     let upgraded = hyper::upgrade::on(&mut response).await.unwrap();
     let mut stream = TokioIo::new(upgraded);
     stream.write_all(b"hello").await.unwrap();
@@ -173,9 +196,11 @@ async fn an_upgraded_connection_reaches_the_node() {
 async fn a_plain_request_for_exec_is_refused() {
     let (f, address, cancel) = serve().await;
     let mut client = http1(connect(&f, address, &["system:masters"], "http/1.1").await).await;
-    let refused = client.send_request(get("/api/v1/namespaces/default/pods/p/exec?command=sh")).await.unwrap();
+    let refused = client
+        .send_request(get("/api/v1/namespaces/default/pods/p/exec?command=sh"))
+        .await
+        .unwrap();
     assert_eq!(answer(refused).await.message(), "Upgrade request required");
-    let _: Json = Json::Null;
     cancel.cancel();
 }
 

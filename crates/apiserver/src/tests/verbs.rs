@@ -25,7 +25,10 @@ async fn objects_come_change_and_go() {
     assert!(stale.message().contains("the object has been modified"), "{}", stale.message());
 
     let list = f.get(MAPS).await.json();
-    assert_eq!((&list["kind"], list["items"].as_array().unwrap().len()), (&json!("ConfigMapList"), 1));
+    assert_eq!(
+        (&list["kind"], list["items"].as_array().unwrap().len()),
+        (&json!("ConfigMapList"), 1)
+    );
     let deleted = f.admin(Method::DELETE, &format!("{MAPS}/a"), Json::Null).await;
     assert_eq!((deleted.code, &deleted.json()["status"]), (200, &json!("Success")));
     let gone = f.get(&format!("{MAPS}/a")).await;
@@ -41,7 +44,10 @@ async fn names_and_namespaces_must_fit_the_url() {
     assert_eq!(misplaced.code, 400);
     assert!(misplaced.message().starts_with("the namespace of the provided object does not match"));
     let renamed = f.admin(Method::PUT, &format!("{MAPS}/b"), configmap("a", "1")).await;
-    assert_eq!(renamed.message(), "the name of the object (a) does not match the name on the URL (b)");
+    assert_eq!(
+        renamed.message(),
+        "the name of the object (a) does not match the name on the URL (b)"
+    );
     let nowhere = f.post("/api/v1/namespaces/none/configmaps", configmap("a", "1")).await;
     assert_eq!((nowhere.code, nowhere.message().as_str()), (404, "namespaces \"none\" not found"));
     assert_eq!(f.get("/api/v1/configs").await.code, 404);
@@ -56,13 +62,23 @@ async fn bad_bodies_get_kubernetes_errors() {
     object["datum"] = json!({});
     let strict = f.post(&format!("{MAPS}?fieldValidation=Strict"), object.clone()).await;
     assert_eq!(strict.code, 400);
-    assert!(strict.message().contains("strict decoding error: unknown field \"datum\""), "{}", strict.message());
+    assert!(
+        strict.message().contains("strict decoding error: unknown field \"datum\""),
+        "{}",
+        strict.message()
+    );
     let warned = f.post(&format!("{MAPS}?fieldValidation=Warn"), object).await;
-    assert_eq!((warned.code, warned.header("warning")), (201, "299 - \"unknown field \\\"datum\\\"\""));
+    assert_eq!(
+        (warned.code, warned.header("warning")),
+        (201, "299 - \"unknown field \\\"datum\\\"\"")
+    );
     let wrong = f.post(MAPS, json!({"metadata": {"name": 5}})).await;
     assert_eq!(wrong.code, 400);
     let large = f.post(MAPS, configmap("large", &"x".repeat(4 << 20))).await;
-    assert_eq!((large.code, large.message().as_str()), (413, "Request entity too large: limit is 3145728"));
+    assert_eq!(
+        (large.code, large.message().as_str()),
+        (413, "Request entity too large: limit is 3145728")
+    );
     let options = f.post(&format!("{MAPS}?dryRun=maybe"), configmap("b", "1")).await;
     assert_eq!(options.code, 422);
 }
@@ -87,7 +103,8 @@ async fn collections_are_deleted_by_selector() {
         object["metadata"]["labels"] = json!({"app": app});
         f.post(MAPS, object).await;
     }
-    let deleted = f.admin(Method::DELETE, &format!("{MAPS}?labelSelector=app%3Dweb"), Json::Null).await;
+    let deleted =
+        f.admin(Method::DELETE, &format!("{MAPS}?labelSelector=app%3Dweb"), Json::Null).await;
     assert_eq!((deleted.code, deleted.json()["items"].as_array().unwrap().len()), (200, 2));
     let rest = f.get(MAPS).await.json();
     assert_eq!(rest["items"][0]["metadata"]["name"], "c");
@@ -103,7 +120,10 @@ async fn pods_get_what_admission_adds_and_are_bound_once() {
     let made = f.post("/api/v1/namespaces/default/pods", pod.clone()).await;
     assert_eq!(made.code, 201, "{}", made.message());
     let spec = &made.json()["spec"];
-    assert_eq!((&spec["serviceAccountName"], &spec["priority"]), (&json!("default"), &json!(2_000_001_000)));
+    assert_eq!(
+        (&spec["serviceAccountName"], &spec["priority"]),
+        (&json!("default"), &json!(2_000_001_000))
+    );
     assert_eq!(spec["tolerations"].as_array().unwrap().len(), 2);
     assert!(spec["volumes"][0]["name"].as_str().unwrap().starts_with("kube-api-access-"));
 
@@ -134,13 +154,21 @@ async fn what_is_not_enforced_is_refused_or_said() {
     let refused =
         f.post("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", hook).await;
     assert_eq!(refused.code, 403);
-    assert!(refused.message().contains("admission webhooks are not called"), "{}", refused.message());
+    assert!(
+        refused.message().contains("admission webhooks are not called"),
+        "{}",
+        refused.message()
+    );
     let policy = json!({"metadata": {"name": "p"}, "spec": {"podSelector": {}}});
-    let said = f.post("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", policy).await;
+    let said =
+        f.post("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", policy).await;
     assert_eq!(said.code, 201, "{}", said.message());
     assert!(said.header("warning").contains("not enforced"));
     let kept = f.admin(Method::DELETE, "/api/v1/namespaces/default", Json::Null).await;
-    assert_eq!(kept.message(), "namespaces \"default\" is forbidden: this namespace may not be deleted");
+    assert_eq!(
+        kept.message(),
+        "namespaces \"default\" is forbidden: this namespace may not be deleted"
+    );
 }
 
 #[tokio::test]
@@ -148,15 +176,26 @@ async fn patches_change_objects() {
     let f = Fixture::start().await;
     f.post(MAPS, configmap("a", "1")).await;
     let patch = |media: &'static str, body: Json| {
-        f.ask(admin(), request(Method::PATCH, &format!("{MAPS}/a"), &[("content-type", media)], body))
+        f.ask(
+            admin(),
+            request(Method::PATCH, &format!("{MAPS}/a"), &[("content-type", media)], body),
+        )
     };
-    let merged = patch("application/merge-patch+json", json!({"data": {"k": null, "l": "2"}})).await;
+    let merged =
+        patch("application/merge-patch+json", json!({"data": {"k": null, "l": "2"}})).await;
     assert_eq!((merged.code, &merged.json()["data"]), (200, &json!({"l": "2"})));
     let json_patch = json!([{"op": "add", "path": "/data/m", "value": "3"}]);
     let added = patch("application/json-patch+json", json_patch).await;
     assert_eq!((added.code, &added.json()["data"]), (200, &json!({"l": "2", "m": "3"})));
-    let strategic = patch("application/strategic-merge-patch+json", json!({"metadata": {"labels": {"a": "b"}}})).await;
-    assert_eq!((strategic.code, &strategic.json()["metadata"]["labels"]), (200, &json!({"a": "b"})));
+    let strategic = patch(
+        "application/strategic-merge-patch+json",
+        json!({"metadata": {"labels": {"a": "b"}}}),
+    )
+    .await;
+    assert_eq!(
+        (strategic.code, &strategic.json()["metadata"]["labels"]),
+        (200, &json!({"a": "b"}))
+    );
     let unknown = patch("application/json", json!({})).await;
     assert_eq!(unknown.code, 415);
 }
@@ -165,7 +204,8 @@ async fn patches_change_objects() {
 async fn apply_creates_merges_and_finds_conflicts() {
     let f = Fixture::start().await;
     let apply = |manager: &str, force: bool, body: Json| {
-        let url = format!("{MAPS}/a?fieldManager={manager}{}", if force { "&force=true" } else { "" });
+        let url =
+            format!("{MAPS}/a?fieldManager={manager}{}", if force { "&force=true" } else { "" });
         let headers = [("content-type", "application/apply-patch+yaml")];
         f.ask(admin(), request(Method::PATCH, &url, &headers, body))
     };
@@ -179,6 +219,8 @@ async fn apply_creates_merges_and_finds_conflicts() {
     let forced = apply("two", true, configmap("a", "2")).await;
     assert_eq!((forced.code, &forced.json()["data"]["k"]), (200, &json!("2")));
     let headers = [("content-type", "application/apply-patch+yaml")];
-    let nobody = f.ask(admin(), request(Method::PATCH, &format!("{MAPS}/a"), &headers, configmap("a", "1"))).await;
+    let nobody = f
+        .ask(admin(), request(Method::PATCH, &format!("{MAPS}/a"), &headers, configmap("a", "1")))
+        .await;
     assert_eq!(nobody.code, 422);
 }
