@@ -363,8 +363,46 @@ impl Client {
         collect(body, BODY_LIMIT).await
     }
 
+    /// A GET that asks for another form than plain JSON, such as a `meta.k8s.io` Table.
+    pub async fn get_accepting(
+        &self,
+        accept: &str,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<Bytes, Error> {
+        let body =
+            self.stream_accepting(accept, Method::GET, path, query, "", Bytes::new()).await?;
+        collect(body, BODY_LIMIT).await
+    }
+
+    /// A watch of any path; `query` holds all parameters but `watch`.
+    pub async fn watch_accepting(
+        &self,
+        accept: &str,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<Watch, Error> {
+        let mut query = query.to_vec();
+        query.push(("watch", "true".into()));
+        let body =
+            self.stream_accepting(accept, Method::GET, path, &query, "", Bytes::new()).await?;
+        Ok(Watch::new(body))
+    }
+
     async fn stream(
         &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        content_type: &str,
+        body: Bytes,
+    ) -> Result<BodyStream, Error> {
+        self.stream_accepting(JSON, method, path, query, content_type, body).await
+    }
+
+    async fn stream_accepting(
+        &self,
+        accept: &str,
         method: Method,
         path: &str,
         query: &[(&str, String)],
@@ -374,7 +412,7 @@ impl Client {
         let mut request = http::Request::builder()
             .method(method)
             .uri(uri(path, query))
-            .header(header::ACCEPT, JSON)
+            .header(header::ACCEPT, accept)
             .header(header::USER_AGENT, &*self.field_manager);
         if !content_type.is_empty() {
             request = request.header(header::CONTENT_TYPE, content_type);

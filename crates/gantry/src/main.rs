@@ -43,6 +43,8 @@ enum Command {
     Server(commands::server::Server),
     Agent(commands::agent::Agent),
     // Everything else.
+    #[command(disable_version_flag = true)]
+    Kubectl(commands::kubectl::Kubectl),
     Version(commands::version::Version),
     Completion(commands::completion::Completion),
     // Started by the others.
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Command::Kubeconfig(command) => command.run(),
         Command::Server(command) => command.run(),
         Command::Agent(command) => command.run(),
+        Command::Kubectl(command) => command.run(),
         Command::Version(command) => command.run(),
         Command::Completion(command) => command.run(),
         Command::Supervise(command) => command.run(),

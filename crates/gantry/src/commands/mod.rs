@@ -5,6 +5,7 @@ pub mod completion;
 pub mod down;
 pub mod image;
 pub mod kubeconfig;
+pub mod kubectl;
 pub mod node_sandbox;
 pub mod server;
 pub mod shim;
