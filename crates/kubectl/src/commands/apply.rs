@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The annotation in which an object remembers what its file said.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Make objects what files say they are
 #[derive(clap::Args)]

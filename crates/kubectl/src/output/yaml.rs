@@ -30,8 +30,7 @@ fn is_block(value: &Value) -> bool {
 fn block(value: &Value, indent: usize, out: &mut String) {
     match value {
         Value::Map(map) => {
-            for (at, (key, value)) in map.iter().enumerate() {
-                let _ = at;
+            for (key, value) in map.iter() {
                 pad(indent, out);
                 entry(key, value, indent, out);
             }
@@ -191,7 +190,7 @@ a:
   empty: {}
   list:
   - x: 1
-    y:
+    \"y\":
     - p
     - q
   - - 1

@@ -1,0 +1,3 @@
+//! `kubectl annotate` is `label` on another field.
+
+pub use super::label::Annotate;

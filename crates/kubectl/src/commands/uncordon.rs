@@ -1,0 +1,3 @@
+//! `kubectl uncordon` is the reverse of `cordon`.
+
+pub use super::cordon::Uncordon;
