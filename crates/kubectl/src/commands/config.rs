@@ -1,7 +1,5 @@
 //! `kubectl config`
 
-use machinery::Value;
-
 use crate::{
     Error, Result, config,
     output::{emit, table::Layout, yaml},
@@ -133,6 +131,7 @@ impl GetContexts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use machinery::Value;
 
     #[test]
     fn secrets_are_not_shown() {
