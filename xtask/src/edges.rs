@@ -27,7 +27,6 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("proxy", &["stdx", "api", "machinery", "client", "linux"]),
     ("kubectl", &["stdx", "api", "machinery", "client"]),
     ("cluster", &["stdx", "api", "machinery", "client", "linux"]),
-    ("testkit", &["stdx", "api", "machinery", "client", "store", "registry", "apiserver"]),
 ];
 
 pub fn run(_: &[String]) -> Result<()> {

@@ -6,6 +6,8 @@
 mod assemble;
 mod commands;
 mod hello;
+#[cfg(test)]
+mod simulation;
 mod terminal;
 
 use std::process::ExitCode;

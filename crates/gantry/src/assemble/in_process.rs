@@ -23,6 +23,15 @@ pub fn client(server: &Arc<Server>, user: &str) -> Client {
     Client::new(Arc::new(transport), component(user))
 }
 
+/// As [`client`], with one more group.
+#[cfg(test)]
+pub fn client_in_group(server: &Arc<Server>, user: &str, group: &str) -> Client {
+    let mut info = user_info(user);
+    info.groups.push(group.into());
+    let transport = InProcess { server: server.clone(), user: Arc::new(info) };
+    Client::new(Arc::new(transport), component(user))
+}
+
 fn user_info(user: &str) -> UserInfo {
     let mut groups = vec!["system:authenticated".to_owned()];
     if let Some((namespace, _)) =

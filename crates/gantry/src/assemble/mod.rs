@@ -9,7 +9,7 @@ mod agent_socket;
 pub mod control_plane;
 mod discovery;
 mod host;
-mod in_process;
+pub mod in_process;
 mod node;
 mod streams;
 
