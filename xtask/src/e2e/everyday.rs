@@ -55,7 +55,7 @@ const MAKING: &[Step] = &[
     ("exec box -n week -- cat /etc/hostname", "box"),
     ("exec box -n week -- nslookup kubernetes.default.svc.cluster.local", "10.96.0.1"),
     ("exec box -n week -- wget -q -O- http://web/", "Hello from Gantry"),
-    ("logs -n week deployment/web --tail=1", "listening"),
+    ("logs -n week deployment/web --tail=1", "web-"),
     ("get pod box -n week -o yaml", "podIP"),
     ("get pod box -n week -o jsonpath={.status.phase}", "Running"),
     ("describe pod box -n week", "Started"),
