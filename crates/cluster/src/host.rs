@@ -76,6 +76,10 @@ pub fn create_network(config: &ClusterConfig) -> Result<bool, Error> {
 /// Undoes [`create_network`]; routes over the bridge vanish with it.
 pub fn remove_network(config: &ClusterConfig) -> Result<(), Error> {
     let mut rtnl = Rtnl::open().map_err(|e| Error::network("open netlink", e))?;
+    for node in &config.nodes {
+        // The kernel takes a dead node's end away in its own time.
+        rtnl.delete_link(&config.cable(node)).map_err(|e| Error::network("remove a cable", e))?;
+    }
     rtnl.delete_link(&config.bridge()).map_err(|e| Error::network("remove the bridge", e))?;
     let others = Layout::all().iter().any(|l| l.name != config.name && l.load().is_ok());
     if config.forwarding_was_off && !others {

@@ -59,6 +59,9 @@ const MAKING: &[Step] = &[
     ("get pod box -n week -o yaml", "podIP"),
     ("get pod box -n week -o jsonpath={.status.phase}", "Running"),
     ("describe pod box -n week", "Started"),
+];
+
+const NODES: &[Step] = &[
     ("taint node node-1 week=busy:NoSchedule", "tainted"),
     ("taint node node-1 week-", "untainted"),
     ("cordon node-2", "cordoned"),
@@ -69,26 +72,30 @@ const MAKING: &[Step] = &[
 pub fn run(cluster: &Cluster) -> Result<String> {
     let mut failures = Vec::new();
     let mut count = 0;
-    for (line, expected) in LOOKING.iter().chain(MAKING) {
-        count += 1;
-        if let Err(error) = step(cluster, line, expected) {
-            failures.push(format!("{error:#}"));
+    let mut steps = |steps: &[Step], failures: &mut Vec<String>| {
+        for (line, expected) in steps {
+            count += 1;
+            if let Err(error) = step(cluster, line, expected) {
+                failures.push(format!("{error:#}"));
+            }
         }
-    }
+    };
+    steps(LOOKING, &mut failures);
+    steps(MAKING, &mut failures);
     type Check = (&'static str, fn(&Cluster) -> Result<()>);
     let checks: &[Check] = &[
         ("server-side apply", server_side_apply),
         ("cp", copy),
         ("port-forward", port_forward),
         ("logs -f", follow),
-        ("delete namespace", delete_namespace),
     ];
-    for (name, check) in checks {
-        count += 1;
-        if let Err(error) = check(cluster) {
-            failures.push(format!("{name}: {error:#}"));
-        }
-    }
+    let check = |(name, check): &Check| {
+        check(cluster).map_err(|error| format!("{name}: {error:#}")).err()
+    };
+    failures.extend(checks.iter().filter_map(check));
+    steps(NODES, &mut failures);
+    failures.extend(check(&("delete namespace", delete_namespace)));
+    count += checks.len() + 1;
     let _ = cluster.k("delete priorityclass eager");
     let passed = count - failures.len();
     ensure!(failures.is_empty(), "{passed} of {count}; these fail:\n    {}", failures.join("\n    "));
@@ -107,7 +114,7 @@ fn server_side_apply(cluster: &Cluster) -> Result<()> {
         cluster.kubectl_with(&["apply", "--server-side", "--field-manager", manager, "-f", "-"], text)
     };
     apply("first", object)?;
-    let other = object.replace("red", "green");
+    let other = object.replace("color: red", "color: green");
     let refused = apply("second", &other).err().context("a conflict was not noticed")?;
     ensure!(refused.to_string().contains("conflict with \"first\""), "{refused}");
     Ok(())
@@ -127,9 +134,11 @@ fn copy(cluster: &Cluster) -> Result<()> {
 
 fn port_forward(cluster: &Cluster) -> Result<()> {
     use std::io::{BufRead, BufReader, Read, Write};
+    let serve = "mkdir /tmp/www && echo Hello from the box > /tmp/www/index.html && httpd -p 8080 -h /tmp/www";
+    cluster.kubectl(&["exec", "-n", "week", "box", "--", "sh", "-c", serve])?;
     let mut child = cluster
         .kubectl_command()
-        .args(["port-forward", "-n", "week", "deployment/web", ":8080"])
+        .args(["port-forward", "-n", "week", "pod/box", ":8080"])
         .stdout(std::process::Stdio::piped())
         .spawn()?;
     let attempt = || -> Result<String> {
@@ -149,7 +158,7 @@ fn port_forward(cluster: &Cluster) -> Result<()> {
     let _ = child.kill();
     let _ = child.wait();
     let answer = answer?;
-    ensure!(answer.contains("Hello from Gantry"), "{answer:?}");
+    ensure!(answer.contains("Hello from the box"), "{answer:?}");
     Ok(())
 }
 

@@ -104,9 +104,13 @@ impl Counts {
     }
 }
 
+/// Each thread leaves this much between its requests, so that two cores hold load and cluster.
+const PACE: Duration = Duration::from_millis(5);
+
 fn send(target: &Target, fresh: bool, stop: &AtomicBool, counts: &Counts) {
     let mut kept: Option<TcpStream> = None;
     while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(PACE);
         let stream = match kept.take() {
             Some(stream) => Ok(stream),
             None => connect(target.address),

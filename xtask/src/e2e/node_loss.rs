@@ -11,7 +11,7 @@ use super::harness::{Cluster, NAME, eventually, output};
 
 pub fn fast(cluster: &Cluster) -> Result<String> {
     let seconds = lose_a_node(cluster, 30)?;
-    ensure!(seconds < 5.0, "full service after {seconds:.1} s, not within 5 s");
+    cluster.hold("full service after a node's death", seconds, 5.0)?;
     Ok(format!("full service {seconds:.1} s after the node died; it rejoined"))
 }
 
