@@ -1,7 +1,12 @@
 //! Collects the descriptions of kinds and fields from the sources of the `k8s-openapi` crate,
 //! whose documentation they are, into one compressed file.
 
-use std::{env, fs, io::Write as _, path::{Path, PathBuf}, process::Command};
+use std::{
+    env, fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use flate2::{Compression, write::DeflateEncoder};
 
@@ -15,7 +20,8 @@ fn main() {
         Some(dir) => collect(&dir, &mut text),
         None => println!("cargo::warning=no sources of k8s-openapi: kinds have no descriptions"),
     }
-    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("descriptions.deflate");
+    let out =
+        PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("descriptions.deflate");
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
     let packed = encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish());
     fs::write(out, packed.expect("compressing in memory")).expect("writing the descriptions");
@@ -101,7 +107,9 @@ fn unescape(text: &str) -> String {
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
-            '\\' if chars.peek().is_some_and(char::is_ascii_punctuation) => out.extend(chars.next()),
+            '\\' if chars.peek().is_some_and(char::is_ascii_punctuation) => {
+                out.extend(chars.next())
+            }
             _ => out.push(c),
         }
     }

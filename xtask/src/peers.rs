@@ -48,7 +48,9 @@ pub fn run(arguments: &[String]) -> Result<()> {
         let names: Vec<_> = PEERS.iter().map(|peer| peer.name).collect();
         bail!("no peer {unknown:?}; there are {}", names.join(", "));
     }
-    for peer in PEERS.iter().filter(|p| arguments.is_empty() || arguments.iter().any(|a| a == p.name)) {
+    for peer in
+        PEERS.iter().filter(|p| arguments.is_empty() || arguments.iter().any(|a| a == p.name))
+    {
         println!("{:<16} {:<9} {}", peer.name, peer.version, path(peer.name)?.display());
     }
     Ok(())
@@ -102,9 +104,12 @@ fn build(peer: &Peer, cache: &Path, program: &Path) -> Result<()> {
 fn link_flags(peer: &Peer) -> String {
     let mut flags = "-s -w".to_owned();
     if peer.module == "k8s.io/kubernetes" {
-        for (variable, value) in
-            [("gitVersion", KUBERNETES), ("gitMajor", "1"), ("gitMinor", "37"), ("gitTreeState", "clean")]
-        {
+        for (variable, value) in [
+            ("gitVersion", KUBERNETES),
+            ("gitMajor", "1"),
+            ("gitMinor", "37"),
+            ("gitTreeState", "clean"),
+        ] {
             flags += &format!(" -X k8s.io/component-base/version.{variable}={value}");
         }
     }
@@ -114,7 +119,8 @@ fn link_flags(peer: &Peer) -> String {
 /// A module that requires the peer's; for Kubernetes with its staging modules replaced by their
 /// published versions.
 fn go_mod(peer: &Peer) -> Result<String> {
-    let mut text = format!("module peer\n\ngo 1.26.0\n\nrequire {} {}\n", peer.module, peer.version);
+    let mut text =
+        format!("module peer\n\ngo 1.26.0\n\nrequire {} {}\n", peer.module, peer.version);
     if peer.module == "k8s.io/kubernetes" {
         for module in staging_modules(peer)? {
             text += &format!("\nreplace {module} => {module} {STAGING}\n");

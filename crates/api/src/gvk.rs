@@ -24,7 +24,11 @@ impl GroupVersion {
     }
 
     pub fn kind(&self, kind: impl Into<SmolStr>) -> GroupVersionKind {
-        GroupVersionKind { group: self.group.clone(), version: self.version.clone(), kind: kind.into() }
+        GroupVersionKind {
+            group: self.group.clone(),
+            version: self.version.clone(),
+            kind: kind.into(),
+        }
     }
 
     /// The URL prefix: `/api/v1` or `/apis/GROUP/VERSION`.

@@ -85,14 +85,19 @@ impl Status {
     }
 
     fn on(self, group: &str, resource: &str, name: &str) -> Self {
-        let details =
-            Details { name: name.into(), group: group.into(), kind: resource.into(), ..Details::default() };
+        let details = Details {
+            name: name.into(),
+            group: group.into(),
+            kind: resource.into(),
+            ..Details::default()
+        };
         self.with_details(details)
     }
 
     pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
         let what = group_resource(group, resource);
-        Self::new(404, Reason::NotFound, format!("{what} {name:?} not found")).on(group, resource, name)
+        Self::new(404, Reason::NotFound, format!("{what} {name:?} not found"))
+            .on(group, resource, name)
     }
 
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
@@ -136,8 +141,13 @@ impl Status {
             [one] => format!("{what} {name:?} is invalid: {one}"),
             many => format!("{what} {name:?} is invalid: [{}]", many.join(", ")),
         };
-        let details =
-            Details { name: name.into(), group: group.into(), kind: kind.into(), causes, ..Details::default() };
+        let details = Details {
+            name: name.into(),
+            group: group.into(),
+            kind: kind.into(),
+            causes,
+            ..Details::default()
+        };
         Self::new(422, Reason::Invalid, message).with_details(details)
     }
 

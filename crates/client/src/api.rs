@@ -197,7 +197,12 @@ impl Client {
         &self.field_manager
     }
 
-    pub async fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Object, Error> {
+    pub async fn get(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Object, Error> {
         let path = resource.path(namespace, name, "");
         self.object(Method::GET, &path, &[], "", Bytes::new()).await
     }
@@ -321,7 +326,11 @@ impl Client {
     }
 
     /// The raw answer to a GET as it arrives (logs, `/metrics`, ...).
-    pub async fn get_stream(&self, path: &str, query: &[(&str, String)]) -> Result<BodyStream, Error> {
+    pub async fn get_stream(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<BodyStream, Error> {
         self.stream(Method::GET, path, query, "", Bytes::new()).await
     }
 

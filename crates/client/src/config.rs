@@ -101,8 +101,11 @@ impl Kubeconfig {
             certificate_authority_data: BASE64_STANDARD.encode(ca_pem),
             ..ClusterEntry::default()
         };
-        let context =
-            ContextEntry { cluster: name.into(), user: user_name.clone(), namespace: String::new() };
+        let context = ContextEntry {
+            cluster: name.into(),
+            user: user_name.clone(),
+            namespace: String::new(),
+        };
         Self {
             api_version: "v1".into(),
             kind: "Config".into(),

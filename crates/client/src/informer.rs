@@ -298,7 +298,12 @@ impl Lister {
 
     /// The first end of listing stands.
     fn settle(&self, progress: u8) {
-        let _ = self.0.progress.compare_exchange(LISTING, progress, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.0.progress.compare_exchange(
+            LISTING,
+            progress,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
         self.0.advanced.notify_waiters();
     }
 
@@ -442,7 +447,8 @@ impl Reflector {
             allow_bookmarks: true,
             ..self.selection()
         };
-        let mut events = self.client.watch(&self.resource, &self.options.namespace, &options).await?;
+        let mut events =
+            self.client.watch(&self.resource, &self.options.namespace, &options).await?;
         while let Some(event) = events.next().await {
             let event = event?;
             let Some(cached) = self.read(event.object) else { continue };
@@ -516,7 +522,9 @@ mod tests {
     #[test]
     fn finds_by_namespace_and_controller() {
         let lister = Lister::from_objects([
-            cached(r#"{"metadata":{"namespace":"a","name":"x","ownerReferences":[{"uid":"1","controller":true}]}}"#),
+            cached(
+                r#"{"metadata":{"namespace":"a","name":"x","ownerReferences":[{"uid":"1","controller":true}]}}"#,
+            ),
             cached(r#"{"metadata":{"namespace":"b","name":"y","ownerReferences":[{"uid":"1"}]}}"#),
             cached(r#"{"metadata":{"namespace":"ab","name":"z"}}"#),
         ]);

@@ -7,8 +7,7 @@ use stdx::{CancellationToken, Env, Instant, Timestamp, chain};
 
 use crate::{Client, Error, Resource};
 
-pub const LEASES: Resource =
-    Resource::namespaced("coordination.k8s.io", "v1", "leases", "Lease");
+pub const LEASES: Resource = Resource::namespaced("coordination.k8s.io", "v1", "leases", "Lease");
 
 /// Which Lease to hold, as whom, with which timings.
 #[derive(Clone, Debug)]
@@ -115,7 +114,8 @@ impl Candidate<'_> {
     async fn attempt(&mut self) -> Result<bool, Error> {
         let Election { namespace, name, identity, .. } = self.election;
         let Some(lease) = self.client.find(&LEASES, namespace, name).await? else {
-            let fresh = self.filled(Object::new("coordination.k8s.io/v1", "Lease", namespace, name), 0);
+            let fresh =
+                self.filled(Object::new("coordination.k8s.io/v1", "Lease", namespace, name), 0);
             self.client.create(&LEASES, namespace, &fresh).await?;
             return Ok(true);
         };

@@ -55,7 +55,12 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
             sequence: 0,
             closed: false,
         };
-        Arc::new(Self { env: env.clone(), backoff, state: Mutex::new(state), changed: Notify::new() })
+        Arc::new(Self {
+            env: env.clone(),
+            backoff,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        })
     }
 
     pub fn add(&self, key: K) {

@@ -91,7 +91,10 @@ impl TlsTransport {
 
 #[async_trait]
 impl Transport for TlsTransport {
-    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<BodyStream>, Error> {
+    async fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<BodyStream>, Error> {
         let (mut parts, body) = request.into_parts();
         let mut whole = self.server.clone().into_parts();
         whole.path_and_query = parts.uri.path_and_query().cloned();
@@ -131,14 +134,15 @@ pub fn client_config(connection: &Connection, alpn: &[&[u8]]) -> Result<ClientCo
     let mut config = match &connection.certificate {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
-            let chain: Vec<CertificateDer> = CertificateDer::pem_slice_iter(chain)
-                .collect::<Result<_, _>>()
-                .map_err(|source| config_error("the client certificate is not PEM".into(), source))?;
+            let chain: Vec<CertificateDer> =
+                CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().map_err(
+                    |source| config_error("the client certificate is not PEM".into(), source),
+                )?;
             let key = PrivateKeyDer::from_pem_slice(key)
                 .map_err(|source| config_error("the client key is not PEM".into(), source))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|source| config_error("the client certificate is unusable".into(), source))?
+            builder.with_client_auth_cert(chain, key).map_err(|source| {
+                config_error("the client certificate is unusable".into(), source)
+            })?
         }
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -240,9 +244,9 @@ impl rt::Write for Stream {
 /// Fetches the CA that a server presents at the end of its chain and checks that SHA-256 of its
 /// public key information is `hash` (hex), as a join token carries it. Gives the CA as PEM.
 pub async fn discover_ca(server: &str, hash: &str) -> Result<Vec<u8>, Error> {
-    let uri: Uri = server
-        .parse()
-        .map_err(|source: uri::InvalidUri| config_error(format!("{server:?} is not a URL"), source))?;
+    let uri: Uri = server.parse().map_err(|source: uri::InvalidUri| {
+        config_error(format!("{server:?} is not a URL"), source)
+    })?;
     let connection = Connection { insecure: true, ..Connection::default() };
     let tls = TlsConnector::from(Arc::new(client_config(&connection, &[])?));
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();

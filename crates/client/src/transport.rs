@@ -16,7 +16,10 @@ pub type BodyStream = Pin<Box<dyn Stream<Item = Result<Bytes, Source>> + Send>>;
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     /// The URI carries path and query only; the transport knows the server.
-    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<BodyStream>, Error>;
+    async fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<BodyStream>, Error>;
 }
 
 /// Reads a whole body, at most `limit` bytes.
@@ -28,7 +31,9 @@ pub async fn collect(mut body: BodyStream, limit: usize) -> Result<Bytes, Error>
         let piece = piece.map_err(Error::Transport)?;
         let buffer = whole.get_or_insert_with(|| first.to_vec());
         if buffer.len() + piece.len() > limit {
-            return Err(Error::Transport(format!("the answer is larger than {limit} bytes").into()));
+            return Err(Error::Transport(
+                format!("the answer is larger than {limit} bytes").into(),
+            ));
         }
         buffer.extend_from_slice(&piece);
     }

@@ -89,7 +89,8 @@ impl Pki {
 
     /// Issues unless there is one already.
     pub fn ensure(&self, env: &Env, name: &str, subject: &Subject<'_>) -> Result<(), Error> {
-        if self.path(&format!("{name}.crt")).exists() && self.path(&format!("{name}.key")).exists() {
+        if self.path(&format!("{name}.crt")).exists() && self.path(&format!("{name}.key")).exists()
+        {
             return Ok(());
         }
         self.issue(env, name, subject)

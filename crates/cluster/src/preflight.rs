@@ -16,10 +16,7 @@ pub fn check_machine() -> Result<(), Error> {
 /// Refuses a port that another process listens on.
 pub fn check_port(port: u16) -> Result<(), Error> {
     TcpListener::bind(("127.0.0.1", port)).map(drop).map_err(|_| {
-        lack(
-            format!("port {port} on this machine is taken"),
-            "choose another one with --port",
-        )
+        lack(format!("port {port} on this machine is taken"), "choose another one with --port")
     })
 }
 
@@ -32,7 +29,10 @@ pub fn check_root() -> Result<(), Error> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(lack("nodes need root: they are made of namespaces, mounts and cgroups", "run it with sudo"))
+    Err(lack(
+        "nodes need root: they are made of namespaces, mounts and cgroups",
+        "run it with sudo",
+    ))
 }
 
 fn file_system(name: &str, remedy: &str) -> Result<(), Error> {

@@ -39,9 +39,7 @@ pub fn launch(cluster: &str, node: &str) -> Result<i32, Error> {
     })?;
     let root = prepare_root(&layout, &config, node)?;
     let group = host::cgroup(&layout, &node.name)?;
-    group
-        .add(std::process::id() as i32)
-        .map_err(|e| Error::system("join the node's cgroup", e))?;
+    group.add(std::process::id() as i32).map_err(|e| Error::system("join the node's cgroup", e))?;
     let (ready, go) = io::pipe().map_err(|e| Error::system("make a pipe", e))?;
     let namespaces = ns::MOUNT | ns::PID | ns::NET | ns::IPC | ns::UTS | ns::CGROUP;
     let forked = process::clone_into(CloneOptions { namespaces, ..CloneOptions::default() })
@@ -95,8 +93,20 @@ fn supervise(
 
 /// Directories that every node's file tree has.
 const DIRECTORIES: &[&str] = &[
-    "proc", "sys", "dev", "run", "tmp", "root", "etc/cni/net.d", "etc/gantry", "etc/ssl/certs",
-    "opt/cni/bin", "usr/local/bin", "var/lib", "var/log/pods", "var/log/containers",
+    "proc",
+    "sys",
+    "dev",
+    "run",
+    "tmp",
+    "root",
+    "etc/cni/net.d",
+    "etc/gantry",
+    "etc/ssl/certs",
+    "opt/cni/bin",
+    "usr/local/bin",
+    "var/lib",
+    "var/log/pods",
+    "var/log/containers",
 ];
 
 /// Makes the node's file tree, which stays between its lives, with its identity and what its
@@ -129,16 +139,19 @@ fn prepare_root(
         Ok(())
     };
     fill().map_err(|e| Error::io(&root, e))?;
-    let join = format!("{}\n", serde_json::json!({
-        "server": config.node_url(),
-        "token": format!("{}.{}", config.bootstrap_token, layout.pki().ca_hash()?),
-        "nodeName": node.name,
-        "nodeIp": node.address,
-        "clusterDns": config.dns_address(),
-        "podNetwork": config.pod_network(),
-        "serviceNetwork": config.service_network(),
-        "fastFailover": config.fast_failover,
-    }));
+    let join = format!(
+        "{}\n",
+        serde_json::json!({
+            "server": config.node_url(),
+            "token": format!("{}.{}", config.bootstrap_token, layout.pki().ca_hash()?),
+            "nodeName": node.name,
+            "nodeIp": node.address,
+            "clusterDns": config.dns_address(),
+            "podNetwork": config.pod_network(),
+            "serviceNetwork": config.service_network(),
+            "fastFailover": config.fast_failover,
+        })
+    );
     write_private(&root.join("etc/gantry/agent.json"), join.as_bytes())?;
     Ok(root)
 }
@@ -148,9 +161,10 @@ fn resolv_conf() -> String {
     let candidates = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"];
     let text = candidates.iter().find_map(|path| fs::read_to_string(path).ok()).unwrap_or_default();
     let usable = |line: &&str| {
-        line.split_whitespace().nth(1).and_then(|ip| ip.parse::<IpAddr>().ok()).is_none_or(|ip| {
-            !(line.starts_with("nameserver") && ip.is_loopback())
-        })
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|ip| ip.parse::<IpAddr>().ok())
+            .is_none_or(|ip| !(line.starts_with("nameserver") && ip.is_loopback()))
     };
     text.lines().filter(usable).map(|line| format!("{line}\n")).collect()
 }

@@ -171,7 +171,9 @@ impl Running {
     fn signal(&self, signal: i32) {
         let _ = match self {
             Self::Child(_) => linux::process::kill(self.pid(), signal),
-            Self::Adopted(_, pidfd) => linux::process::pidfd_signal(pidfd.get_ref().as_fd(), signal),
+            Self::Adopted(_, pidfd) => {
+                linux::process::pidfd_signal(pidfd.get_ref().as_fd(), signal)
+            }
         };
     }
 }
@@ -228,11 +230,8 @@ impl Supervisor {
     async fn run_node(self: Arc<Self>, part: Arc<Part>) {
         loop {
             part.wanted.wait_on().await;
-            let arguments = [
-                "node-sandbox".to_owned(),
-                self.config.name.clone(),
-                part.name.clone(),
-            ];
+            let arguments =
+                ["node-sandbox".to_owned(), self.config.name.clone(), part.name.clone()];
             match self.start(&format!("{}-launcher", part.name), &arguments) {
                 Ok(mut running) => {
                     let pid = self.node_pid(&part.name).await;

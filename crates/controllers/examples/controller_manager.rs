@@ -2,7 +2,10 @@
 //! server takes a token that is the name of its user, as `--token-auth-file` gives. For trying a
 //! controller out; the product's own wiring is in the `gantry` crate.
 
-use client::{Client, config::{Connection, Token}};
+use client::{
+    Client,
+    config::{Connection, Token},
+};
 use controllers::Config;
 use stdx::{CancellationToken, Env};
 

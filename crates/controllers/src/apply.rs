@@ -117,7 +117,14 @@ impl Applier {
                 let patch = versions.current_patch(intent, patch);
                 self.client.patch(resource, namespace, name, subresource, &patch).await.map(Some)
             }
-            Intent::Delete { resource, key, uid, revision, grace_period_seconds, propagation_policy } => {
+            Intent::Delete {
+                resource,
+                key,
+                uid,
+                revision,
+                grace_period_seconds,
+                propagation_policy,
+            } => {
                 let options = DeleteOptions {
                     grace_period_seconds: *grace_period_seconds,
                     uid: Some(uid.clone()),
@@ -183,7 +190,9 @@ impl Expectation {
             }
             Self::Deleting { resource, key, uid } => {
                 if let Some(lister) = world.find(resource) {
-                    let gone = |found: std::sync::Arc<client::Cached>| found.uid != uid.as_str() || found.is_deleting();
+                    let gone = |found: std::sync::Arc<client::Cached>| {
+                        found.uid != uid.as_str() || found.is_deleting()
+                    };
                     lister.until(|lister| lister.get(key).is_none_or(gone)).await;
                 }
             }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use machinery::{Object, Value};
 use rcgen::{
-    CertificateSigningRequestParams, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    CertificateSigningRequestParams, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use stdx::Timestamp;
 
@@ -160,8 +160,10 @@ impl Request {
         now: Timestamp,
     ) -> Result<String, Refusal> {
         let key = KeyPair::from_pem(&signing.key).map_err(Refusal::Issuer)?;
-        let issuer = Issuer::from_ca_cert_pem(&signing.certificate, key).map_err(Refusal::Issuer)?;
-        let duration = self.expiration.map_or(longest, |asked| asked.clamp(SHORTEST, longest.max(SHORTEST)));
+        let issuer =
+            Issuer::from_ca_cert_pem(&signing.certificate, key).map_err(Refusal::Issuer)?;
+        let duration =
+            self.expiration.map_or(longest, |asked| asked.clamp(SHORTEST, longest.max(SHORTEST)));
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
         let at = |time: Timestamp| epoch + Duration::from_secs(time.as_secs().max(0) as u64);
         let end = (now + duration).min(issuer_end(&signing.certificate)?);
@@ -173,7 +175,8 @@ impl Request {
         params.name_constraints = None;
         params.custom_extensions = Vec::new();
         params.key_usages = self.usages.iter().filter_map(|usage| key_usage(usage)).collect();
-        params.extended_key_usages = self.usages.iter().filter_map(|usage| extended_usage(usage)).collect();
+        params.extended_key_usages =
+            self.usages.iter().filter_map(|usage| extended_usage(usage)).collect();
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial(identity, now));
         Ok(self.params.signed_by(&issuer).map_err(Refusal::Issuer)?.pem())
@@ -185,13 +188,15 @@ fn rule(text: impl Into<String>) -> Result<(), Refusal> {
 }
 
 fn issuer_end(pem: &str) -> Result<Timestamp, Refusal> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| Refusal::IssuerCertificate)?;
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| Refusal::IssuerCertificate)?;
     let certificate = pem.parse_x509().map_err(|_| Refusal::IssuerCertificate)?;
     Ok(Timestamp::from_secs(certificate.validity().not_after.timestamp()))
 }
 
 fn serial(identity: &str, now: Timestamp) -> SerialNumber {
-    let half = |salt: &str| fnv64(format!("{salt}{identity}{}", now.as_nanos()).as_bytes()).to_be_bytes();
+    let half =
+        |salt: &str| fnv64(format!("{salt}{identity}{}", now.as_nanos()).as_bytes()).to_be_bytes();
     let mut bytes = [half("a"), half("b")].concat();
     bytes[0] &= 0x7f;
     SerialNumber::from_slice(&bytes)

@@ -54,7 +54,9 @@ pub fn set(conditions: &mut Vec<Value>, condition: &Condition, now: Timestamp) {
             }
         }
     }
-    let at = conditions.iter().position(|c| c.get("type").and_then(Value::as_str) == Some(condition.kind));
+    let at = conditions
+        .iter()
+        .position(|c| c.get("type").and_then(Value::as_str) == Some(condition.kind));
     match at {
         Some(at) => conditions[at] = entry,
         None => conditions.push(entry),

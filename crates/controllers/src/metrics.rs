@@ -57,6 +57,7 @@ impl QueueMetrics {
             "workqueue_work_duration_seconds_count{{name=\"{name}\"}} {}",
             get(&self.reconciles)
         );
-        let _ = writeln!(out, "gantry_reconcile_panics_total{{name=\"{name}\"}} {}", get(&self.panics));
+        let _ =
+            writeln!(out, "gantry_reconcile_panics_total{{name=\"{name}\"}} {}", get(&self.panics));
     }
 }

@@ -10,7 +10,12 @@ pub fn allows(spec: &Value, node: &Object) -> bool {
     if selector.is_some_and(|wanted| !wanted.iter().all(|(k, v)| labels.get(k) == Some(v))) {
         return false;
     }
-    let terms = spec.at(&["affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"]);
+    let terms = spec.at(&[
+        "affinity",
+        "nodeAffinity",
+        "requiredDuringSchedulingIgnoredDuringExecution",
+        "nodeSelectorTerms",
+    ]);
     match terms.and_then(Value::as_list) {
         None => true,
         Some(terms) => terms.iter().any(|term| term_matches(term, labels, node.name())),
@@ -26,7 +31,8 @@ fn term_matches(term: &Value, labels: &Map, name: &str) -> bool {
     }
     let label = |key: &str| labels.get(key).and_then(Value::as_str);
     let field = |key: &str| (key == "metadata.name").then_some(name);
-    expressions.iter().all(|e| requirement(e, label)) && fields.iter().all(|e| requirement(e, field))
+    expressions.iter().all(|e| requirement(e, label))
+        && fields.iter().all(|e| requirement(e, field))
 }
 
 fn requirement<'a>(expression: &Value, lookup: impl Fn(&str) -> Option<&'a str>) -> bool {
@@ -54,10 +60,15 @@ pub fn target_node(node_name: &str, affinity: &Value) -> Option<String> {
     if !node_name.is_empty() {
         return Some(node_name.to_owned());
     }
-    let terms = affinity.at(&["nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"]);
-    let mut fields = terms?.as_list()?.iter().flat_map(|term| {
-        term.get("matchFields").and_then(Value::as_list).unwrap_or(&[])
-    });
+    let terms = affinity.at(&[
+        "nodeAffinity",
+        "requiredDuringSchedulingIgnoredDuringExecution",
+        "nodeSelectorTerms",
+    ]);
+    let mut fields = terms?
+        .as_list()?
+        .iter()
+        .flat_map(|term| term.get("matchFields").and_then(Value::as_list).unwrap_or(&[]));
     let name = |e: &Value| {
         let is_name = e.get("key").and_then(Value::as_str) == Some("metadata.name");
         let values = e.get("values").and_then(Value::as_list).filter(|_| is_name)?;
@@ -72,7 +83,8 @@ pub fn pin(spec: &mut Map, node: &str) {
         ["affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"];
     let by_name = machinery::value!([{"key": "metadata.name", "operator": "In", "values": [node]}]);
     let terms = spec.at(&[REQUIRED[0], REQUIRED[1], REQUIRED[2], "nodeSelectorTerms"]);
-    let mut terms: Vec<Value> = terms.and_then(Value::as_list).map(<[Value]>::to_vec).unwrap_or_default();
+    let mut terms: Vec<Value> =
+        terms.and_then(Value::as_list).map(<[Value]>::to_vec).unwrap_or_default();
     if terms.is_empty() {
         terms.push(Map::new().into());
     }

@@ -307,10 +307,17 @@ impl Plan {
     }
 
     /// Replaces `status` (as a whole tree) if that says anything new. Returns whether it does.
-    pub fn set_status(&mut self, resource: &'static Resource, object: &Object, status: Map) -> bool {
+    pub fn set_status(
+        &mut self,
+        resource: &'static Resource,
+        object: &Object,
+        status: Map,
+    ) -> bool {
         let status = Value::Map(status);
         let old = object.root().get("status").cloned().unwrap_or_default();
-        if conditions::same(&old, &status) || (old.is_null() && conditions::pruned(&status) == Value::from(Map::new())) {
+        if conditions::same(&old, &status)
+            || (old.is_null() && conditions::pruned(&status) == Value::from(Map::new()))
+        {
             return false;
         }
         let mut object = object.clone();
@@ -338,14 +345,24 @@ impl Step {
 
 impl Intent {
     /// A strategic merge patch of this very object and no later one of the same name.
-    pub fn patch(resource: &'static Resource, target: &Cached, subresource: &'static str, mut patch: Map) -> Self {
+    pub fn patch(
+        resource: &'static Resource,
+        target: &Cached,
+        subresource: &'static str,
+        mut patch: Map,
+    ) -> Self {
         patch.set_at(&["metadata", "uid"], target.uid.clone());
         let patch = Patch::Strategic(Value::Map(patch));
         Self::Patch { resource, key: target.key.clone(), subresource, patch }
     }
 
     /// The same, if the object has not changed at all since.
-    pub fn patch_at(resource: &'static Resource, target: &Cached, subresource: &'static str, mut patch: Map) -> Self {
+    pub fn patch_at(
+        resource: &'static Resource,
+        target: &Cached,
+        subresource: &'static str,
+        mut patch: Map,
+    ) -> Self {
         patch.set_at(&["metadata", "resourceVersion"], target.revision.to_string());
         Self::patch(resource, target, subresource, patch)
     }
@@ -445,7 +462,11 @@ pub fn claim(
             Some(_) if !owner.is_deleting() && !candidate.is_deleting() => {
                 plan.push(release(resource, candidate, owner));
             }
-            None if matches && !owner.is_deleting() && !candidate.is_deleting() && adoptable(candidate) => {
+            None if matches
+                && !owner.is_deleting()
+                && !candidate.is_deleting()
+                && adoptable(candidate) =>
+            {
                 plan.push(adopt(resource, candidate, owner));
             }
             _ => {}

@@ -19,7 +19,8 @@ pub fn pod_from_template(template: &Value, owner: &Object, name: &str) -> Object
         }
     }
     pod.metadata_mut().insert("ownerReferences", vec![controller_reference(owner).to_value()]);
-    pod.root_mut().insert("spec", template.get("spec").cloned().unwrap_or_else(|| Map::new().into()));
+    pod.root_mut()
+        .insert("spec", template.get("spec").cloned().unwrap_or_else(|| Map::new().into()));
     pod
 }
 

@@ -67,12 +67,19 @@ fn create(plan: &mut Plan, owner: &Object, number: i64, world: &World) -> Revisi
     let mut collisions = owner.i64_at(&["status", "collisionCount"]).unwrap_or(0);
     let mut hash = template_hash(&template, collisions);
     // A name taken by something else gives way to the next hash.
-    while world.get(&CONTROLLER_REVISIONS, &client::Key::new(owner.namespace(), &format!("{}-{hash}", owner.name()))).is_some() {
+    while world
+        .get(
+            &CONTROLLER_REVISIONS,
+            &client::Key::new(owner.namespace(), &format!("{}-{hash}", owner.name())),
+        )
+        .is_some()
+    {
         collisions += 1;
         hash = template_hash(&template, collisions);
     }
     let name = format!("{}-{hash}", owner.name());
-    let mut labels: Map = template.at(&["metadata", "labels"]).and_then(Value::as_map).cloned().unwrap_or_default();
+    let mut labels: Map =
+        template.at(&["metadata", "labels"]).and_then(Value::as_map).cloned().unwrap_or_default();
     labels.insert(HASH, hash.as_str());
     let mut patched = template.as_map().cloned().unwrap_or_default();
     patched.insert("$patch", "replace");
@@ -89,7 +96,12 @@ fn create(plan: &mut Plan, owner: &Object, number: i64, world: &World) -> Revisi
 }
 
 /// Deletes revisions beyond `revisionHistoryLimit` that no pod has any more, oldest first.
-pub fn clean_up(plan: &mut Plan, owner: &Object, history: &History, is_used: impl Fn(&Revision) -> bool) {
+pub fn clean_up(
+    plan: &mut Plan,
+    owner: &Object,
+    history: &History,
+    is_used: impl Fn(&Revision) -> bool,
+) {
     let limit = owner.i64_at(&["spec", "revisionHistoryLimit"]).unwrap_or(10).max(0) as usize;
     let unused: Vec<_> = history.others.iter().filter(|(revision, _)| !is_used(revision)).collect();
     let surplus = unused.len().saturating_sub(limit);
@@ -97,4 +109,3 @@ pub fn clean_up(plan: &mut Plan, owner: &Object, history: &History, is_used: imp
         plan.push(Intent::delete(&CONTROLLER_REVISIONS, cached));
     }
 }
-

@@ -108,7 +108,13 @@ impl Informers {
         let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
         let start = || {
             let options = InformerOptions::default();
-            Informer::start(&self.env, self.client.clone(), resource, options, self.cancel.child_token())
+            Informer::start(
+                &self.env,
+                self.client.clone(),
+                resource,
+                options,
+                self.cancel.child_token(),
+            )
         };
         started.entry(resource.clone()).or_insert_with(start).clone()
     }
@@ -249,11 +255,17 @@ impl Runner {
     async fn once(&self, key: &Key) -> Result<Option<Duration>, Error> {
         let reconcile = match self.controller.work {
             Work::Reconcile(reconcile) => reconcile,
-            Work::Act(act) => return act(self.context.clone(), self.world.clone(), key.clone()).await,
+            Work::Act(act) => {
+                return act(self.context.clone(), self.world.clone(), key.clone()).await;
+            }
             Work::Task(_) => return Ok(None),
         };
         let plan = self.decide(reconcile, key)?;
-        debug_assert!(self.permitted(&plan), "{}: rbac lacks a verb of {plan:?}", self.controller.name);
+        debug_assert!(
+            self.permitted(&plan),
+            "{}: rbac lacks a verb of {plan:?}",
+            self.controller.name
+        );
         let (expectations, outcome) = self.applier.apply(&plan).await;
         self.observe(&expectations).await;
         match outcome {

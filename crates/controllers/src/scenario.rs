@@ -38,8 +38,12 @@ pub fn world<const N: usize>(contents: [(&'static Resource, Vec<Cached>); N]) ->
     world_with(Config::default(), contents)
 }
 
-pub fn world_with<const N: usize>(config: Config, contents: [(&'static Resource, Vec<Cached>); N]) -> World {
-    let listers = contents.into_iter().map(|(r, objects)| (r.clone(), Lister::from_objects(objects)));
+pub fn world_with<const N: usize>(
+    config: Config,
+    contents: [(&'static Resource, Vec<Cached>); N],
+) -> World {
+    let listers =
+        contents.into_iter().map(|(r, objects)| (r.clone(), Lister::from_objects(objects)));
     World::new(listers, Arc::new(config))
 }
 
@@ -163,10 +167,12 @@ impl Scenario {
             }
             ["expect", field, resource, name, wanted @ ..] => {
                 let object = self.api.get(resource, name);
-                let object = object.unwrap_or_else(|| panic!("{place}: there is no {resource} {name}"));
+                let object =
+                    object.unwrap_or_else(|| panic!("{place}: there is no {resource} {name}"));
                 let path: Vec<&str> = field.split('.').collect();
                 let found = find(&Value::Map(object.root().clone()), &path);
-                let found = found.map(|v| String::from_utf8(machinery::json::to_vec(&v)).unwrap_or_default());
+                let found = found
+                    .map(|v| String::from_utf8(machinery::json::to_vec(&v)).unwrap_or_default());
                 assert_eq!(found.unwrap_or("none".into()), wanted.join(" "), "{place}\n{object:?}");
             }
             _ => panic!("{place}: no such command"),
@@ -190,7 +196,9 @@ impl Scenario {
         for document in block.split("---\n") {
             let value = machinery::yaml::parse(document).expect("YAML");
             let object = Object::from_value(value).expect("an object");
-            let plural = format!("{}s", object.kind().to_lowercase()).replace("ss", "sses").replace("endpointsses", "endpoints");
+            let plural = format!("{}s", object.kind().to_lowercase())
+                .replace("ss", "sses")
+                .replace("endpointsses", "endpoints");
             self.api.put(&plural, object);
         }
     }
@@ -240,11 +248,16 @@ impl Scenario {
                 self.api.delete("pods", &name);
                 continue;
             }
-            let image = pod.list_at(&["spec", "containers"]).first().and_then(|c| c.get("image")).and_then(Value::as_str);
+            let image = pod
+                .list_at(&["spec", "containers"])
+                .first()
+                .and_then(|c| c.get("image"))
+                .and_then(Value::as_str);
             let unready = self.unready.is_some() && image == self.unready.as_deref();
             let ready = if unready { "False" } else { "True" };
             let view = Pod::read(&cached(pod.clone().into_value())).expect("a pod");
-            if view.is_finished() || (!view.spec.node_name.is_empty() && view.is_ready() != unready) {
+            if view.is_finished() || (!view.spec.node_name.is_empty() && view.is_ready() != unready)
+            {
                 continue;
             }
             if pod.str_at(&["spec", "nodeName"]).is_empty() {
@@ -264,7 +277,8 @@ impl Scenario {
 }
 
 fn is_serving(pod: &Object) -> bool {
-    !pod.is_deleting() && crate::conditions::is_true(pod.list_at(&["status", "conditions"]), "Ready")
+    !pod.is_deleting()
+        && crate::conditions::is_true(pod.list_at(&["status", "conditions"]), "Ready")
 }
 
 /// Walks maps by field and lists by index or by `type`.
@@ -274,7 +288,9 @@ fn find(value: &Value, path: &[&str]) -> Option<Value> {
         Value::Map(map) => map.get(first)?,
         Value::List(list) => match first.parse::<usize>() {
             Ok(index) => list.get(index)?,
-            Err(_) => list.iter().find(|item| item.get("type").and_then(Value::as_str) == Some(first))?,
+            Err(_) => {
+                list.iter().find(|item| item.get("type").and_then(Value::as_str) == Some(first))?
+            }
         },
         _ => return None,
     };

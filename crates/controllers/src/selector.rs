@@ -56,7 +56,9 @@ impl Selector {
     pub fn matches(&self, labels: &Map) -> bool {
         let value = |key: &str| labels.get(key).and_then(Value::as_str);
         self.0.iter().all(|requirement| match requirement {
-            Requirement::In(key, values) => value(key).is_some_and(|v| values.iter().any(|x| x == v)),
+            Requirement::In(key, values) => {
+                value(key).is_some_and(|v| values.iter().any(|x| x == v))
+            }
             Requirement::NotIn(key, values) => {
                 value(key).is_none_or(|v| values.iter().all(|x| x != v))
             }
@@ -74,7 +76,9 @@ impl std::fmt::Display for Selector {
                 f.write_str(",")?;
             }
             match requirement {
-                Requirement::In(key, values) if values.len() == 1 => write!(f, "{key}={}", values[0])?,
+                Requirement::In(key, values) if values.len() == 1 => {
+                    write!(f, "{key}={}", values[0])?
+                }
                 Requirement::In(key, values) => write!(f, "{key} in ({})", values.join(","))?,
                 Requirement::NotIn(key, values) => write!(f, "{key} notin ({})", values.join(","))?,
                 Requirement::Exists(key) => write!(f, "{key}")?,

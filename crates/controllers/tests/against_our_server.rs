@@ -7,7 +7,8 @@ use apiserver::{Server, ServerConfig, authn::Identity, body};
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::{
-    BodyStream, Client, DeleteOptions, Error, Informer, InformerOptions, Key, Lister, Resource, Transport,
+    BodyStream, Client, DeleteOptions, Error, Informer, InformerOptions, Key, Lister, Resource,
+    Transport,
 };
 use controllers::{Config, resources::*};
 use futures::StreamExt;
@@ -22,7 +23,10 @@ struct InProcess {
 
 #[async_trait]
 impl Transport for InProcess {
-    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<BodyStream>, Error> {
+    async fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<BodyStream>, Error> {
         let identity = Identity::Verified(self.user.clone());
         let response = self.server.handle(request.map(body::full), identity).await;
         Ok(response.map(|body| -> BodyStream {
@@ -42,7 +46,8 @@ fn client(server: &Arc<Server>, user: &str) -> Client {
         groups.push("system:masters".into());
     }
     if user.starts_with("system:serviceaccount:") {
-        groups.extend(["system:serviceaccounts".into(), "system:serviceaccounts:kube-system".into()]);
+        groups
+            .extend(["system:serviceaccounts".into(), "system:serviceaccounts:kube-system".into()]);
     }
     let user = Arc::new(UserInfo { name: user.into(), groups, ..UserInfo::default() });
     Client::new(Arc::new(InProcess { server: server.clone(), user }), "test")
@@ -66,7 +71,9 @@ impl Cluster {
     async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let env = Env::real();
-        let store = store::embedded::Embedded::open(&env, directory.path(), Default::default()).await.unwrap();
+        let store = store::embedded::Embedded::open(&env, directory.path(), Default::default())
+            .await
+            .unwrap();
         let registry = registry::Registry::open(env.clone(), store, registry::Options::default());
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
         let config = ServerConfig::new(authority(), key);
@@ -82,7 +89,8 @@ impl Cluster {
                 root_ca: Some("test".into()),
                 ..Config::default()
             };
-            controllers::run(&environment, |user: &str| client(&server, user), config, running).await;
+            controllers::run(&environment, |user: &str| client(&server, user), config, running)
+                .await;
         });
         let cluster = Self { env, admin, cancel, _directory: directory };
         let node = value!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
@@ -105,7 +113,8 @@ impl Cluster {
     async fn until(&self, what: &str, resource: &Resource, condition: impl Fn(&Lister) -> bool) {
         let informer = self.watch(resource);
         informer.synced().await;
-        let reached = self.env.timeout(Duration::from_secs(60), informer.lister().until(condition)).await;
+        let reached =
+            self.env.timeout(Duration::from_secs(60), informer.lister().until(condition)).await;
         let found = informer.lister().all();
         let texts: Vec<_> = found.iter().map(|c| String::from_utf8_lossy(c.bytes())).collect();
         assert!(reached.is_some(), "{what} did not come about: {texts:#?}");
@@ -154,7 +163,12 @@ fn number(lister: &Lister, key: &Key, path: &[&str]) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deployment_lives_and_its_namespace_ends() {
     let cluster = Cluster::start().await;
-    cluster.create(&NAMESPACES, value!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "t"}})).await;
+    cluster
+        .create(
+            &NAMESPACES,
+            value!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "t"}}),
+        )
+        .await;
     let has = |lister: &Lister, name: &str| lister.get(&Key::new("t", name)).is_some();
     cluster.until("the default account", &SERVICE_ACCOUNTS, |l| has(l, "default")).await;
     cluster.until("the root CA", &CONFIG_MAPS, |l| has(l, "kube-root-ca.crt")).await;

@@ -44,6 +44,9 @@ enum Command {
     // Its parts, together and alone.
     Server(commands::server::Server),
     Agent(commands::agent::Agent),
+    Apiserver(commands::apiserver::Apiserver),
+    Scheduler(commands::scheduler::Scheduler),
+    ControllerManager(commands::controller_manager::ControllerManager),
     // Everything else.
     #[command(disable_version_flag = true)]
     Kubectl(commands::kubectl::Kubectl),
@@ -74,7 +77,13 @@ fn main() -> ExitCode {
         Command::Kubeconfig(command) => command.run(),
         Command::Server(command) => command.run(),
         Command::Agent(command) => command.run(),
+<<<<<<< HEAD
         Command::Kubectl(command) => command.run(),
+=======
+        Command::Apiserver(command) => command.run(),
+        Command::Scheduler(command) => command.run(),
+        Command::ControllerManager(command) => command.run(),
+>>>>>>> 026acc5 (Parts that run alone: apiserver, scheduler, controller-manager; status)
         Command::Version(command) => command.run(),
         Command::Completion(command) => command.run(),
         Command::Supervise(command) => command.run(),

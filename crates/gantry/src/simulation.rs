@@ -144,7 +144,11 @@ fn deployment(image: &str) -> Object {
             "selector": { "matchLabels": { "app": "web" } },
             "template": {
                 "metadata": { "labels": { "app": "web" } },
-                "spec": { "containers": [{ "name": "web", "image": image }] },
+                "spec": {
+                    "containers": [{ "name": "web", "image": image }],
+                    // No node controller runs here that would take this taint away.
+                    "tolerations": [{ "key": "node.kubernetes.io/not-ready", "operator": "Exists" }],
+                },
             },
         },
     }))

@@ -28,7 +28,8 @@ pub fn load(flag: Option<&Path>) -> Result<Found> {
     };
     let mut merged: Option<Found> = None;
     for path in candidates {
-        let config = Kubeconfig::load(&path).map_err(|e| Error::other(stdx::chain(&e).to_string()))?;
+        let config =
+            Kubeconfig::load(&path).map_err(|e| Error::other(stdx::chain(&e).to_string()))?;
         let directory = path.parent().unwrap_or(Path::new(".")).to_owned();
         match &mut merged {
             None => merged = Some(Found { config: absolute(config, &directory), directory }),
@@ -134,7 +135,10 @@ mod tests {
     fn of_several_files_the_first_wins() {
         let parse = |text: &str| Kubeconfig::parse(text).unwrap();
         let mut first = parse("contexts: [{name: a, context: {cluster: x}}]\n");
-        merge(&mut first, parse("contexts: [{name: a, context: {cluster: y}}, {name: b}]\ncurrent-context: b\n"));
+        merge(
+            &mut first,
+            parse("contexts: [{name: a, context: {cluster: y}}, {name: b}]\ncurrent-context: b\n"),
+        );
         assert_eq!(first.contexts.len(), 2);
         assert_eq!(first.contexts[0].entry.cluster, "x");
         assert_eq!(first.current_context, "b");

@@ -71,8 +71,9 @@ impl Discovery {
         let mut resources = Vec::new();
         for root in ["/api", "/apis"] {
             let body = client.get_accepting(AGGREGATED, root, &[]).await?;
-            let answer: Json = serde_json::from_slice(&body)
-                .map_err(|e| Error::other(format!("cannot read the discovery of the server: {e}")))?;
+            let answer: Json = serde_json::from_slice(&body).map_err(|e| {
+                Error::other(format!("cannot read the discovery of the server: {e}"))
+            })?;
             if answer["kind"] == "APIGroupDiscoveryList" {
                 resources.extend(parse_aggregated(&answer));
             } else {
@@ -96,7 +97,9 @@ impl Discovery {
                 by_name(base, &|r| r.group() == group && r.resource.gvr.version == version)
             })
         });
-        found.ok_or_else(|| Error::other(format!("the server doesn't have a resource type {name:?}")))
+        found.ok_or_else(|| {
+            Error::other(format!("the server doesn't have a resource type {name:?}"))
+        })
     }
 
     /// One resource, or all of a category such as `all`.
@@ -146,8 +149,9 @@ fn parse_aggregated(answer: &Json) -> Vec<ResourceInfo> {
             let version_name = text(version, "version");
             for r in entries(version, "resources") {
                 let plural = text(r, "resource");
-                let preferred =
-                    !out[first_of_group..].iter().any(|known| known.resource.gvr.resource == plural);
+                let preferred = !out[first_of_group..]
+                    .iter()
+                    .any(|known| known.resource.gvr.resource == plural);
                 out.push(ResourceInfo {
                     resource: resource(&name, &version_name, &plural, r["scope"] == "Namespaced"),
                     kind: text(&r["responseKind"], "kind"),

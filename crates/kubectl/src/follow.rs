@@ -32,7 +32,8 @@ async fn follow<T>(
     let resource = &item.info.resource;
     let selector = format!("metadata.name={}", item.name);
     loop {
-        let mut options = ListOptions { field_selector: selector.clone(), ..ListOptions::default() };
+        let mut options =
+            ListOptions { field_selector: selector.clone(), ..ListOptions::default() };
         let list = client.list(resource, &item.namespace, &options).await?;
         let object = list.items.first().map(|bytes| parse(bytes)).transpose()?;
         if let Some(done) = check(object.as_ref())? {
@@ -47,7 +48,9 @@ async fn follow<T>(
                 Err(error) => return Err(error.into()),
             };
             let done = match event.kind {
-                WatchEventKind::Added | WatchEventKind::Modified => check(Some(&parse(&event.object)?))?,
+                WatchEventKind::Added | WatchEventKind::Modified => {
+                    check(Some(&parse(&event.object)?))?
+                }
                 WatchEventKind::Deleted => check(None)?,
                 WatchEventKind::Bookmark | WatchEventKind::Error => None,
             };
@@ -59,5 +62,6 @@ async fn follow<T>(
 }
 
 fn parse(bytes: &[u8]) -> Result<Object> {
-    Object::from_json(bytes).map_err(|e| Error::other(format!("the server sent something unreadable: {e}")))
+    Object::from_json(bytes)
+        .map_err(|e| Error::other(format!("the server sent something unreadable: {e}")))
 }

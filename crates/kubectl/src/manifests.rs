@@ -48,7 +48,9 @@ impl Files {
                 continue;
             }
             if name.starts_with("http://") || name.starts_with("https://") {
-                return Err(Error::other(format!("reading {name}: files from the network are not supported; download it first")));
+                return Err(Error::other(format!(
+                    "reading {name}: files from the network are not supported; download it first"
+                )));
             }
             for path in paths(Path::new(name), self.recursive)? {
                 let text = std::fs::read_to_string(&path)
@@ -101,7 +103,10 @@ fn namespace_for(session: &Session, info: &Info, object: &Object) -> Result<Stri
 
 fn paths(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
     if !path.exists() {
-        return Err(Error::other(format!("the path {:?} does not exist", path.display().to_string())));
+        return Err(Error::other(format!(
+            "the path {:?} does not exist",
+            path.display().to_string()
+        )));
     }
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -139,15 +144,20 @@ fn directory(path: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Result<(
 fn add(out: &mut Vec<(String, Object)>, source: &str, text: &str) -> Result<()> {
     let fail = |why: String| Error::other(format!("error parsing {source}: {why}"));
     let documents = match text.trim_start().starts_with('{') {
-        true => machinery::json::parse(text.as_bytes()).map(|value| vec![value]).or_else(|_| yaml(text)),
+        true => {
+            machinery::json::parse(text.as_bytes()).map(|value| vec![value]).or_else(|_| yaml(text))
+        }
         false => yaml(text),
     };
     for document in documents.map_err(fail)? {
         for item in flatten(document) {
-            let object = Object::from_value(item).ok_or_else(|| fail("a document is no object".into()))?;
+            let object =
+                Object::from_value(item).ok_or_else(|| fail("a document is no object".into()))?;
             for (field, value) in [("kind", object.kind()), ("apiVersion", object.api_version())] {
                 if value.is_empty() {
-                    return Err(Error::other(format!("error validating {source:?}: {field} not set")));
+                    return Err(Error::other(format!(
+                        "error validating {source:?}: {field} not set"
+                    )));
                 }
             }
             out.push((source.to_owned(), object));
@@ -161,7 +171,8 @@ fn yaml(text: &str) -> std::result::Result<Vec<Value>, String> {
 }
 
 fn flatten(document: Value) -> Vec<Value> {
-    let is_list = document.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
+    let is_list =
+        document.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
     match document.get("items").and_then(Value::as_list) {
         Some(items) if is_list => items.iter().cloned().flat_map(flatten).collect(),
         _ => vec![document],
@@ -180,7 +191,8 @@ mod tests {
 
     #[test]
     fn documents_and_lists_become_objects() {
-        let object = |name: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
+        let object =
+            |name: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
         assert_eq!(names(&format!("{}---\n{}---\n", object("a"), object("b"))), ["a", "b"]);
         let list = r#"{"kind": "List", "apiVersion": "v1", "items": [{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "c"}}]}"#;
         assert_eq!(names(list), ["c"]);
@@ -198,7 +210,10 @@ mod tests {
         }
         let list = |recursive| {
             let found = paths(dir.path(), recursive).unwrap();
-            found.iter().map(|p| p.strip_prefix(dir.path()).unwrap().display().to_string()).collect::<Vec<_>>()
+            found
+                .iter()
+                .map(|p| p.strip_prefix(dir.path()).unwrap().display().to_string())
+                .collect::<Vec<_>>()
         };
         assert_eq!(list(false), ["a.json", "b.yaml"]);
         assert_eq!(list(true), ["a.json", "b.yaml", "sub/d.yml"]);

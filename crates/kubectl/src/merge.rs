@@ -65,7 +65,14 @@ fn maps(original: &Map, modified: &Map, current: &Map, shape: Shape) -> Map {
 }
 
 /// One field that both the file and the server have.
-fn field(patch: &mut Map, name: &str, original: Option<&Value>, wanted: &Value, present: &Value, shape: Shape) {
+fn field(
+    patch: &mut Map,
+    name: &str,
+    original: Option<&Value>,
+    wanted: &Value,
+    present: &Value,
+    shape: Shape,
+) {
     let (facts, inner) = shape.field(name);
     let strategy = facts.map(|f| f.patch_strategy).unwrap_or_default();
     match (wanted, present) {
@@ -107,9 +114,12 @@ fn field(patch: &mut Map, name: &str, original: Option<&Value>, wanted: &Value, 
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Int(a), Value::Float(b)) | (Value::Float(b), Value::Int(a)) => *a as f64 == *b,
-        (Value::List(a), Value::List(b)) => a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| same(a, b)),
+        (Value::List(a), Value::List(b)) => {
+            a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| same(a, b))
+        }
         (Value::Map(a), Value::Map(b)) => {
-            a.len() == b.len() && a.iter().zip(b.iter()).all(|((k, a), (l, b))| k == l && same(a, b))
+            a.len() == b.len()
+                && a.iter().zip(b.iter()).all(|((k, a), (l, b))| k == l && same(a, b))
         }
         _ => a == b,
     }
@@ -160,7 +170,8 @@ fn keyed(patch: &mut Map, name: &str, key: &str, lists: [&[Value]; 3], shape: Sh
             changes.push(directive.into_iter().collect::<Map>().into());
         }
     }
-    let ids = |list: &[Value]| list.iter().filter_map(|item| item.get(key)).cloned().collect::<Vec<_>>();
+    let ids =
+        |list: &[Value]| list.iter().filter_map(|item| item.get(key)).cloned().collect::<Vec<_>>();
     let wanted_ids = ids(wanted);
     let mut present_ids = ids(present);
     present_ids.retain(|id| wanted_ids.contains(id));
@@ -170,7 +181,10 @@ fn keyed(patch: &mut Map, name: &str, key: &str, lists: [&[Value]; 3], shape: Sh
         return;
     }
     let order = |id: &Value| Value::from([(key, id.clone())].into_iter().collect::<Map>());
-    patch.insert(format!("$setElementOrder/{name}"), wanted_ids.iter().map(order).collect::<Vec<_>>());
+    patch.insert(
+        format!("$setElementOrder/{name}"),
+        wanted_ids.iter().map(order).collect::<Vec<_>>(),
+    );
     if !changes.is_empty() {
         patch.insert(name, changes);
     }
@@ -183,7 +197,14 @@ fn has_distinct_keys(list: &[Value], key: &str) -> bool {
 
 /// Items that the key does not tell apart (a port for TCP and for UDP): the list is replaced
 /// unless each item holds what is wanted already.
-fn replaced(patch: &mut Map, name: &str, before: &[Value], wanted: &[Value], present: &[Value], shape: Shape) {
+fn replaced(
+    patch: &mut Map,
+    name: &str,
+    before: &[Value],
+    wanted: &[Value],
+    present: &[Value],
+    shape: Shape,
+) {
     let empty = Map::new();
     let unchanged = |at: usize| {
         let former = before.get(at).and_then(Value::as_map).unwrap_or(&empty);
@@ -241,12 +262,18 @@ mod tests {
         let pod = |containers: Value| value_of(&["spec", "containers"], containers);
         check(
             type_of("", "Pod"),
-            pod(value!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "old", "image": "o"}])),
+            pod(
+                value!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "old", "image": "o"}]),
+            ),
             pod(value!([{"name": "new", "image": "n"}, {"name": "a", "image": "2"}])),
-            pod(value!([{"name": "a", "image": "1", "imagePullPolicy": "Always", "env": [{"name": "X", "value": "1"}]},
-                        {"name": "old", "image": "o"}, {"name": "injected", "image": "i"}])),
-            pod(value!([{"name": "new", "image": "n"}, {"name": "a", "image": "2", "imagePullPolicy": "Always"},
-                        {"name": "injected", "image": "i"}])),
+            pod(
+                value!([{"name": "a", "image": "1", "imagePullPolicy": "Always", "env": [{"name": "X", "value": "1"}]},
+                        {"name": "old", "image": "o"}, {"name": "injected", "image": "i"}]),
+            ),
+            pod(
+                value!([{"name": "new", "image": "n"}, {"name": "a", "image": "2", "imagePullPolicy": "Always"},
+                        {"name": "injected", "image": "i"}]),
+            ),
         );
     }
 
@@ -283,7 +310,13 @@ mod tests {
         let service = |ports: Value| value_of(&["spec", "ports"], ports);
         let before = value!([{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]);
         let after = value!([{"port": 53, "protocol": "TCP", "name": "t"}, {"port": 53, "protocol": "UDP", "name": "u"}]);
-        check(type_of("", "Service"), service(before.clone()), service(after.clone()), service(before), service(after));
+        check(
+            type_of("", "Service"),
+            service(before.clone()),
+            service(after.clone()),
+            service(before),
+            service(after),
+        );
     }
 
     #[test]
@@ -292,7 +325,10 @@ mod tests {
         let modified = map(value!({"spec": {"a": 2, "list": [2]}}));
         let current = map(value!({"spec": {"a": 1, "gone": 1, "list": [1, 2], "other": true}}));
         let change = three_way(&original, &modified, &current, None);
-        assert_eq!(Value::from(change.clone()), value!({"spec": {"a": 2, "gone": null, "list": [2]}}));
+        assert_eq!(
+            Value::from(change.clone()),
+            value!({"spec": {"a": 2, "gone": null, "list": [2]}})
+        );
         let mut after = Value::from(current);
         patch::merge(&mut after, &change.into());
         assert_eq!(after, value!({"spec": {"a": 2, "list": [2], "other": true}}));

@@ -46,7 +46,9 @@ fn slash(discovery: &Discovery, argument: &str) -> Result<Wanted> {
         Some((kind, name)) if !kind.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(Wanted { info: discovery.find(kind)?, name: Some(name.to_owned()) })
         }
-        Some(_) => Err(Error::other("arguments in resource/name form must have a single resource and name")),
+        Some(_) => Err(Error::other(
+            "arguments in resource/name form must have a single resource and name",
+        )),
         None => Err(Error::other(
             "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'kubectl get resource/<resource_name>' instead of 'kubectl get resource resource/<resource_name>'",
         )),
@@ -180,7 +182,9 @@ mod tests {
     fn check(arguments: &[&str], expected: &[&str]) {
         let arguments: Vec<String> = arguments.iter().map(|&a| a.into()).collect();
         let found = match parse(&sample(), &arguments) {
-            Ok(wanted) => wanted.iter().map(|w| w.info.display(w.name.as_deref().unwrap_or("*"))).collect(),
+            Ok(wanted) => {
+                wanted.iter().map(|w| w.info.display(w.name.as_deref().unwrap_or("*"))).collect()
+            }
             Err(error) => vec![error.text()],
         };
         assert_eq!(found, expected, "{arguments:?}");
@@ -193,7 +197,10 @@ mod tests {
         check(&["pod/a", "deploy/b"], &["pod/a", "deployment.apps/b"]);
         check(&["no,deploy"], &["node/*", "deployment.apps/*"]);
         check(&["all"], &["pod/*", "deployment.apps/*"]);
-        check(&["pod/"], &["error: arguments in resource/name form must have a single resource and name"]);
+        check(
+            &["pod/"],
+            &["error: arguments in resource/name form must have a single resource and name"],
+        );
         check(&["wombat"], &["error: the server doesn't have a resource type \"wombat\""]);
     }
 

@@ -53,11 +53,12 @@ impl Session {
             .config
             .connection(context, &found.directory)
             .map_err(|e| Error::other(stdx::chain(&e).to_string()))?;
-        let namespace = [self.global.namespace.as_deref().unwrap_or_default(), &connection.namespace]
-            .into_iter()
-            .find(|name| !name.is_empty())
-            .unwrap_or("default")
-            .to_owned();
+        let namespace =
+            [self.global.namespace.as_deref().unwrap_or_default(), &connection.namespace]
+                .into_iter()
+                .find(|name| !name.is_empty())
+                .unwrap_or("default")
+                .to_owned();
         let client = Client::connect(&connection, "kubectl")?;
         Ok(self.target.get_or_init(|| Target { client, connection, namespace }))
     }

@@ -27,11 +27,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         cx.field_manager = "probe".into();
         let namespace = object.namespace().to_owned();
         let options = CreateOptions::default();
-        let mut answer = resource.create(&cx, &namespace, object.clone(), &options, &AdmitAll).await;
+        let mut answer =
+            resource.create(&cx, &namespace, object.clone(), &options, &AdmitAll).await;
         if answer.as_ref().is_err_and(|status| status.is_already_exists()) {
             let replace = |_: Option<&Object>| Ok(object.clone());
             let options = UpdateOptions::default();
-            let replaced = resource.update(&cx, &namespace, object.name(), "", &replace, &options, &AdmitAll);
+            let replaced =
+                resource.update(&cx, &namespace, object.name(), "", &replace, &options, &AdmitAll);
             answer = replaced.await.map(|(object, _)| object);
         }
         let answer = answer.map_or_else(|status| status.to_json(), |object| object.to_json());

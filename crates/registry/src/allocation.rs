@@ -15,7 +15,8 @@ use crate::{
     storage::{self, failed},
 };
 
-const ADDRESSES: GroupVersionResource = GroupVersionResource::fixed("networking.k8s.io", "v1", "ipaddresses");
+const ADDRESSES: GroupVersionResource =
+    GroupVersionResource::fixed("networking.k8s.io", "v1", "ipaddresses");
 const PORTS_KEY: &str = "/registry/ranges/servicenodeports";
 const ATTEMPTS: usize = 64;
 
@@ -103,7 +104,8 @@ impl From<Status> for Refusal {
 }
 
 fn addresses(at: &Resource) -> Result<Arc<Resource>, Status> {
-    let registry = at.registry().ok_or_else(|| Status::internal("the registry is shutting down"))?;
+    let registry =
+        at.registry().ok_or_else(|| Status::internal("the registry is shutting down"))?;
     registry.resource(&ADDRESSES).ok_or_else(|| Status::internal("ipaddresses are not served"))
 }
 
@@ -192,7 +194,8 @@ pub(crate) async fn release_address(at: &Resource, address: &str, service: (&str
     if (parent("namespace"), parent("name")) != service {
         return;
     }
-    let options = DeleteOptions { precondition_uid: Some(object.uid().into()), ..DeleteOptions::default() };
+    let options =
+        DeleteOptions { precondition_uid: Some(object.uid().into()), ..DeleteOptions::default() };
     if let Err(status) = addresses.delete(&context, "", address, &options, &AdmitAll).await {
         if !status.is_not_found() {
             tracing::warn!(address, %status, "an address of a Service was not given back");
@@ -244,7 +247,8 @@ impl Ports {
 
     /// `false`: somebody else wrote meanwhile.
     async fn write(&self, shared: &Shared) -> Result<bool, Status> {
-        let used = &self.bits[self.bits.iter().position(|&byte| byte != 0).unwrap_or(self.bits.len())..];
+        let used =
+            &self.bits[self.bits.iter().position(|&byte| byte != 0).unwrap_or(self.bits.len())..];
         let object = Object::from_value(value!({
             "apiVersion": "v1",
             "kind": "RangeAllocation",
@@ -276,7 +280,9 @@ pub(crate) async fn claim_ports(
         for &port in wanted.iter().filter(|_| !cx.dry_run) {
             if ports.place(port).is_none() {
                 let range = format!("{}-{}", ports.first, ports.last);
-                let why = format!("provided port is not in the valid range. The range of valid ports is {range}");
+                let why = format!(
+                    "provided port is not in the valid range. The range of valid ports is {range}"
+                );
                 return Err((port, Refusal::OutOfRange(why)));
             }
             if ports.has(port) {
@@ -300,7 +306,10 @@ pub(crate) async fn claim_ports(
         if found.len() < more {
             return Err((0, Refusal::Full));
         }
-        if cx.dry_run || (wanted.is_empty() && more == 0) || ports.write(shared).await.map_err(failed)? {
+        if cx.dry_run
+            || (wanted.is_empty() && more == 0)
+            || ports.write(shared).await.map_err(failed)?
+        {
             return Ok(found);
         }
     }

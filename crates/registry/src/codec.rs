@@ -12,13 +12,19 @@ pub(crate) fn encode(gvk: &GroupVersionKind, object: &Object) -> Result<Bytes, S
     object.set_resource_version("");
     object.set_gvk(gvk);
     match machinery::codec::to_protobuf(&object) {
-        Err(machinery::codec::Error::UnknownKind { .. }) => Ok(machinery::codec::encode_storage_json(&object)),
+        Err(machinery::codec::Error::UnknownKind { .. }) => {
+            Ok(machinery::codec::encode_storage_json(&object))
+        }
         encoded => encoded.map_err(|error| Status::bad_request(error.to_string())),
     }
 }
 
 /// Reads stored bytes; the revision becomes the `resourceVersion`.
-pub(crate) fn decode(gvk: &GroupVersionKind, stored: &[u8], revision: Revision) -> Result<Object, Status> {
+pub(crate) fn decode(
+    gvk: &GroupVersionKind,
+    stored: &[u8],
+    revision: Revision,
+) -> Result<Object, Status> {
     let mut object = machinery::codec::decode_storage(stored).map_err(Status::internal)?;
     object.set_gvk(gvk);
     object.set_resource_version(&revision.to_string());

@@ -13,7 +13,8 @@ pub fn semantically_equal(a: Option<&Value>, b: Option<&Value>) -> bool {
                     && b.iter().all(|(key, value)| a.contains_key(key) || is_empty(value)))
         }
         (Some(Value::List(a)), Some(Value::List(b))) => {
-            a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| semantically_equal(Some(a), Some(b)))
+            a.len() == b.len()
+                && a.iter().zip(b.iter()).all(|(a, b)| semantically_equal(Some(a), Some(b)))
         }
         (Some(a), Some(b)) => a == b,
         _ => false,

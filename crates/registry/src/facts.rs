@@ -87,7 +87,13 @@ impl Strategy for Facts {
         (self.prepare_create)(cx, object);
     }
 
-    fn prepare_update(&self, _: &RequestContext, subresource: &str, new: &mut Object, old: &Object) {
+    fn prepare_update(
+        &self,
+        _: &RequestContext,
+        subresource: &str,
+        new: &mut Object,
+        old: &Object,
+    ) {
         (self.prepare_update)(subresource, new, old);
     }
 
@@ -112,7 +118,8 @@ impl Strategy for Facts {
     }
 
     fn generation_changes(&self, new: &Object, old: &Object) -> bool {
-        let differs = |field: &&str| !crate::compare::semantically_equal(new.at(&[field]), old.at(&[field]));
+        let differs =
+            |field: &&str| !crate::compare::semantically_equal(new.at(&[field]), old.at(&[field]));
         self.generation_fields.iter().any(differs)
     }
 
@@ -147,7 +154,9 @@ impl Strategy for Facts {
         match self.unsupported_field {
             Some(text) => text(field),
             None if self.fields.is_empty() => {
-                format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+                format!(
+                    "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                )
             }
             None => format!("field label not supported: {field}"),
         }

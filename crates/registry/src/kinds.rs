@@ -16,14 +16,12 @@ mod storage;
 
 use std::sync::Arc;
 
+use self::core::{
+    config, endpoints, events, namespaces, nodes, pods, quotas, services::Services, volumes,
+};
 use crate::{
     facts::{Facts, PLAIN},
     strategy::Strategy,
-};
-use self::core::{
-    config, endpoints, events, namespaces, nodes, pods, quotas,
-    services::Services,
-    volumes,
 };
 
 type Line = (&'static str, &'static str, &'static Facts);

@@ -32,7 +32,11 @@ impl Leases {
         if let Some(id) = self.reuse(seconds, now) {
             return Ok(id);
         }
-        let id = shared.store.grant_lease(seconds + SHARE.as_secs() as i64).await.map_err(storage::failed)?;
+        let id = shared
+            .store
+            .grant_lease(seconds + SHARE.as_secs() as i64)
+            .await
+            .map_err(storage::failed)?;
         let current = Current { id, seconds, until: now + SHARE, objects: 1 };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
         Ok(id)
@@ -41,7 +45,9 @@ impl Leases {
     fn reuse(&self, seconds: i64, now: Instant) -> Option<LeaseId> {
         let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let current = guard.as_mut()?;
-        let fits = current.seconds == seconds && now < current.until && current.objects < OBJECTS_PER_LEASE;
+        let fits = current.seconds == seconds
+            && now < current.until
+            && current.objects < OBJECTS_PER_LEASE;
         current.objects += 1;
         fits.then_some(current.id)
     }

@@ -23,8 +23,8 @@ mod info;
 pub mod kinds;
 mod leases;
 pub mod metrics;
-pub mod request;
 mod names;
+pub mod request;
 mod resource;
 pub mod selector;
 mod storage;
@@ -48,8 +48,8 @@ pub use cache::{
 };
 pub use info::ResourceInfo;
 pub use request::{
-    AdmitAll, Admission, Attributes, CreateOptions, DeleteOptions, Deleted, GetOptions, ListOptions, Operation,
-    Propagation, RequestContext, UpdateFn, UpdateOptions, UserInfo,
+    Admission, AdmitAll, Attributes, CreateOptions, DeleteOptions, Deleted, GetOptions,
+    ListOptions, Operation, Propagation, RequestContext, UpdateFn, UpdateOptions, UserInfo,
 };
 pub use resource::{Item, Resource};
 pub use strategy::Strategy;
@@ -192,8 +192,9 @@ impl Registry {
         let interval = self.shared.options.compaction_interval;
         if !interval.is_zero() {
             let (env, store) = (self.shared.env.clone(), self.shared.store.clone());
-            self.compaction
-                .get_or_init(|| env.clone().spawn("compaction", compact(env, store, interval)).abort_on_drop());
+            self.compaction.get_or_init(|| {
+                env.clone().spawn("compaction", compact(env, store, interval)).abort_on_drop()
+            });
         }
     }
 }
@@ -202,10 +203,14 @@ async fn compact(env: Env, store: Arc<dyn Store>, interval: Duration) {
     let mut last = None;
     loop {
         let now = store.current_revision().await.ok();
-        if let Some(revision) = last.filter(|&revision| revision > 0 && now.is_some_and(|now| revision <= now)) {
+        if let Some(revision) =
+            last.filter(|&revision| revision > 0 && now.is_some_and(|now| revision <= now))
+        {
             match store.compact(revision).await {
                 Ok(()) | Err(store::Error::Compacted { .. }) => {}
-                Err(error) => tracing::warn!(error = %stdx::chain(&error), revision, "compaction failed"),
+                Err(error) => {
+                    tracing::warn!(error = %stdx::chain(&error), revision, "compaction failed")
+                }
             }
         }
         last = now;

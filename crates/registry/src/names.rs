@@ -1,7 +1,8 @@
 //! Rules of names, labels and annotations as field errors.
 
 use api::names::{
-    label_key, label_value, name_is_1035_label, name_is_label, name_is_path_segment, name_is_subdomain,
+    label_key, label_value, name_is_1035_label, name_is_label, name_is_path_segment,
+    name_is_subdomain,
 };
 use machinery::Map;
 

@@ -8,18 +8,18 @@ use machinery::{Object, Value};
 use store::Revision;
 
 use crate::{
-    Registry, Shared, codec,
+    Registry, Shared,
     cache::{
         Cache, Entry,
         list::{self, ListResult},
         watch::{self, WatchStream},
     },
-    generic,
+    codec, generic,
     info::ResourceInfo,
     kinds,
     request::{
-        Admission, CreateOptions, DeleteOptions, Deleted, GetOptions, ListOptions, RequestContext, UpdateFn,
-        UpdateOptions,
+        Admission, CreateOptions, DeleteOptions, Deleted, GetOptions, ListOptions, RequestContext,
+        UpdateFn, UpdateOptions,
     },
     storage::{self, Storage},
     strategy::Strategy,
@@ -97,7 +97,12 @@ impl Resource {
         generic::default(self, object);
     }
 
-    pub async fn get(self: &Arc<Self>, namespace: &str, name: &str, options: &GetOptions) -> Result<Item, Status> {
+    pub async fn get(
+        self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+        options: &GetOptions,
+    ) -> Result<Item, Status> {
         self.storage.shared.metrics.gets.add();
         let key = self.info.key(namespace, name);
         if !options.resource_version.is_empty() {
@@ -106,8 +111,10 @@ impl Resource {
             return Ok(Item { resource: self.clone(), entry });
         }
         let read = self.storage.shared.store.range(store::Range::key(key.clone())).await;
-        let found = read.map_err(storage::failed)?.items.pop().ok_or_else(|| self.info.not_found(name))?;
-        let cached = self.cache.peek(key.as_bytes()).filter(|entry| entry.revision == found.mod_revision);
+        let found =
+            read.map_err(storage::failed)?.items.pop().ok_or_else(|| self.info.not_found(name))?;
+        let cached =
+            self.cache.peek(key.as_bytes()).filter(|entry| entry.revision == found.mod_revision);
         let entry = match cached {
             Some(entry) => entry,
             None => {

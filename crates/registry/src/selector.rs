@@ -38,7 +38,11 @@ impl Selector {
         let parsed = FieldSelector::parse(&options.field_selector).map_err(bad)?;
         let fields = parsed.requirements().iter().map(|requirement| {
             let field = field_ref(storage, &requirement.field)?;
-            Ok(FieldTerm { field, negated: requirement.negated, value: requirement.value.as_str().into() })
+            Ok(FieldTerm {
+                field,
+                negated: requirement.negated,
+                value: requirement.value.as_str().into(),
+            })
         });
         Ok(Self { labels, fields: fields.collect::<Result<_, Status>>()? })
     }
@@ -88,7 +92,8 @@ fn field_ref(storage: &Storage, field: &str) -> Result<FieldRef, Status> {
         "metadata.namespace" => Ok(FieldRef::Namespace),
         _ => {
             let own = storage.strategy.selectable_fields().iter().position(|f| *f == field);
-            own.map(FieldRef::Own).ok_or_else(|| Status::bad_request(storage.strategy.unsupported_field(field)))
+            own.map(FieldRef::Own)
+                .ok_or_else(|| Status::bad_request(storage.strategy.unsupported_field(field)))
         }
     }
 }
@@ -96,14 +101,17 @@ fn field_ref(storage: &Storage, field: &str) -> Result<FieldRef, Status> {
 /// Reads a `metav1.LabelSelector`. An empty one selects everything, a missing one nothing, and
 /// so does one that is invalid.
 pub fn label_selector(selector: Option<&Value>) -> LabelSelector {
-    let Some(selector) = selector.filter(|selector| !selector.is_null()) else { return LabelSelector::nothing() };
+    let Some(selector) = selector.filter(|selector| !selector.is_null()) else {
+        return LabelSelector::nothing();
+    };
     let equal = selector.get("matchLabels").and_then(Value::as_map);
     let equal = equal.into_iter().flat_map(|map| map.iter()).map(|(key, value)| {
         let value = value.as_str().unwrap_or_default();
         Requirement::new(key.as_str(), Operator::Equals, &[value]).ok()
     });
     let terms = selector.get("matchExpressions").and_then(Value::as_list).unwrap_or(&[]);
-    let requirements: Option<Vec<Requirement>> = equal.chain(terms.iter().map(expression)).collect();
+    let requirements: Option<Vec<Requirement>> =
+        equal.chain(terms.iter().map(expression)).collect();
     requirements.map_or_else(LabelSelector::nothing, LabelSelector::from_requirements)
 }
 
@@ -130,12 +138,14 @@ mod tests {
     fn a_selector_value_matches_objects() {
         let mut object = Object::new("v1", "Pod", "a", "b");
         object.set_at(&["metadata", "labels", "app"], "web");
-        let matches = |selector: Option<&Value>| label_selector(selector).matches(|key| object.label(key));
+        let matches =
+            |selector: Option<&Value>| label_selector(selector).matches(|key| object.label(key));
         let yes = value!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "x", "operator": "DoesNotExist"}]});
         assert!(matches(Some(&yes)));
         assert!(matches(Some(&value!({}))));
         assert!(!matches(None));
-        let no = value!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["api"]}]});
+        let no =
+            value!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["api"]}]});
         assert!(!matches(Some(&no)));
     }
 }

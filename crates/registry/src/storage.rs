@@ -37,13 +37,23 @@ impl Storage {
     }
 
     /// As [`Storage::entry`], with the JSON form made while the tree is at hand.
-    pub fn entry_with_json(&self, key: Bytes, revision: Revision, stored: Bytes) -> Option<Arc<Entry>> {
+    pub fn entry_with_json(
+        &self,
+        key: Bytes,
+        revision: Revision,
+        stored: Bytes,
+    ) -> Option<Arc<Entry>> {
         let (entry, object) = self.read_entry(key, revision, stored)?;
         entry.keep_json(codec::json(&object));
         Some(entry)
     }
 
-    fn read_entry(&self, key: Bytes, revision: Revision, stored: Bytes) -> Option<(Arc<Entry>, Object)> {
+    fn read_entry(
+        &self,
+        key: Bytes,
+        revision: Revision,
+        stored: Bytes,
+    ) -> Option<(Arc<Entry>, Object)> {
         match self.decode(&stored, revision) {
             Ok(object) => Some((self.entry_of(key, revision, stored, &object), object)),
             Err(error) => {
@@ -53,7 +63,13 @@ impl Storage {
         }
     }
 
-    pub fn entry_of(&self, key: Bytes, revision: Revision, stored: Bytes, object: &Object) -> Arc<Entry> {
+    pub fn entry_of(
+        &self,
+        key: Bytes,
+        revision: Revision,
+        stored: Bytes,
+        object: &Object,
+    ) -> Arc<Entry> {
         let budget = self.shared.budget.clone();
         let mut entry = Entry::new(key, self.root.len(), self.namespaced, revision, stored, budget);
         let fields = self.strategy.selectable_fields().iter();
@@ -76,20 +92,26 @@ impl Storage {
 pub(crate) fn failed(error: store::Error) -> Status {
     use store::Error;
     match &error {
-        Error::Compacted { .. } => Status::expired("The resourceVersion for the provided list is too old."),
+        Error::Compacted { .. } => {
+            Status::expired("The resourceVersion for the provided list is too old.")
+        }
         Error::Future { requested, current } => Status::new(
             504,
             api::Reason::Timeout,
             format!("Timeout: Too large resource version: {requested}, current: {current}"),
         ),
-        Error::TooLarge { .. } => {
-            Status::new(413, api::Reason::RequestEntityTooLarge, format!("Request entity is too large: {error}"))
-        }
+        Error::TooLarge { .. } => Status::new(
+            413,
+            api::Reason::RequestEntityTooLarge,
+            format!("Request entity is too large: {error}"),
+        ),
         Error::Unavailable(_) | Error::Locked { .. } => {
             tracing::warn!(error = %stdx::chain(&error), "the store is unavailable");
             Status::new(503, api::Reason::ServiceUnavailable, stdx::chain(&error).to_string())
         }
-        Error::Unknown(_) => Status::new(504, api::Reason::Timeout, format!("Timeout: {}", stdx::chain(&error))),
+        Error::Unknown(_) => {
+            Status::new(504, api::Reason::Timeout, format!("Timeout: {}", stdx::chain(&error)))
+        }
         _ => {
             tracing::error!(error = %stdx::chain(&error), "the store failed");
             Status::internal(stdx::chain(&error))

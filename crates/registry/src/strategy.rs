@@ -27,13 +27,27 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// Drops what clients may not set on update. The other side of `status` and the main
     /// resource has been reset before.
-    fn prepare_update(&self, _cx: &RequestContext, _subresource: &str, _new: &mut Object, _old: &Object) {}
+    fn prepare_update(
+        &self,
+        _cx: &RequestContext,
+        _subresource: &str,
+        _new: &mut Object,
+        _old: &Object,
+    ) {
+    }
 
     fn validate_create(&self, _object: &Object, _errors: &mut Errors) {}
 
     /// Validation of an update of the object or of a subresource. `validate_create` is called
     /// before it for the main resource alone, unless [`Strategy::revalidates`] says no.
-    fn validate_update(&self, _subresource: &str, _new: &Object, _old: &Object, _errors: &mut Errors) {}
+    fn validate_update(
+        &self,
+        _subresource: &str,
+        _new: &Object,
+        _old: &Object,
+        _errors: &mut Errors,
+    ) {
+    }
 
     /// Whether an update of the main resource goes through `validate_create` too.
     fn revalidates(&self) -> bool {
@@ -52,7 +66,13 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// Claims what a create or update needs of others (addresses, ports), once per attempt,
     /// after validation of the fields. A dry run looks, but claims nothing.
-    async fn allocate(&self, _at: &Resource, _cx: &RequestContext, _new: &mut Object, _old: Option<&Object>) -> Result<(), Status> {
+    async fn allocate(
+        &self,
+        _at: &Resource,
+        _cx: &RequestContext,
+        _new: &mut Object,
+        _old: Option<&Object>,
+    ) -> Result<(), Status> {
         Ok(())
     }
 
@@ -105,7 +125,9 @@ pub trait Strategy: Send + Sync + 'static {
     /// The answer to a field selector that the kind does not know.
     fn unsupported_field(&self, field: &str) -> String {
         if self.selectable_fields().is_empty() {
-            format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+            format!(
+                "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+            )
         } else {
             format!("field label not supported: {field}")
         }

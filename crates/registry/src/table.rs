@@ -37,8 +37,13 @@ impl Column {
     }
 }
 
-pub const NAME: Column =
-    Column { name: "Name", kind: "string", format: "name", priority: 0, cell: |o, _| o.name().into() };
+pub const NAME: Column = Column {
+    name: "Name",
+    kind: "string",
+    format: "name",
+    priority: 0,
+    cell: |o, _| o.name().into(),
+};
 pub const AGE: Column = Column::text("Age", |o, cx| age(o.creation_timestamp(), cx).into());
 
 /// The columns of a kind that has none of its own.
@@ -77,7 +82,12 @@ pub fn cells(columns: &[Column], object: &Object, cx: &TableContext) -> Value {
 }
 
 /// A row with the object in the form asked for.
-pub fn row(columns: &[Column], object: &Object, cx: &TableContext, include: IncludeObject) -> Value {
+pub fn row(
+    columns: &[Column],
+    object: &Object,
+    cx: &TableContext,
+    include: IncludeObject,
+) -> Value {
     let mut row = Map::new();
     row.insert("cells", cells(columns, object, cx));
     match include {
@@ -132,7 +142,9 @@ fn describe(name: &str) -> &'static str {
 /// `2d3h` since a moment; `<unknown>` when there is none.
 pub fn age(since: Option<Timestamp>, cx: &TableContext) -> String {
     match since {
-        Some(since) => human_duration((cx.now.as_nanos() - since.as_nanos()).div_euclid(1_000_000_000) as i64),
+        Some(since) => {
+            human_duration((cx.now.as_nanos() - since.as_nanos()).div_euclid(1_000_000_000) as i64)
+        }
         None => "<unknown>".into(),
     }
 }
@@ -149,7 +161,11 @@ pub fn human_duration(seconds: i64) -> String {
     const DAY: i64 = 86_400;
     const YEAR: i64 = 365 * DAY;
     let two = |large: i64, large_unit: &str, small: i64, small_unit: &str| {
-        if small == 0 { format!("{large}{large_unit}") } else { format!("{large}{large_unit}{small}{small_unit}") }
+        if small == 0 {
+            format!("{large}{large_unit}")
+        } else {
+            format!("{large}{large_unit}{small}{small_unit}")
+        }
     };
     match seconds {
         ..-1 => "<invalid>".into(),

@@ -80,7 +80,10 @@ impl Slot {
         let cgroup = self.cgroup;
         drop(self.line);
         let gone = runtime.blocking(move || {
-            cgroup.kill().and_then(|()| cgroup.delete()).during(|| "removing a control group".into())
+            cgroup
+                .kill()
+                .and_then(|()| cgroup.delete())
+                .during(|| "removing a control group".into())
         });
         if let Err(error) = gone.await {
             tracing::warn!(error = %stdx::chain(&error), "discarding a prepared container");
@@ -160,7 +163,10 @@ impl Container {
             labels: self.config.labels.clone(),
             annotations: self.config.annotations.clone(),
             mounts: self.config.mounts.clone(),
-            log_path: self.log_path(runtime).map(|path| path.display().to_string()).unwrap_or_default(),
+            log_path: self
+                .log_path(runtime)
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
             resources: Some(v1::ContainerResources {
                 linux: Some(lock(&self.resources).clone()),
                 windows: None,
@@ -267,9 +273,8 @@ pub(crate) async fn create(
 
 fn check_profiles(config: &v1::ContainerConfig) -> Result<()> {
     let apparmor = plan::security(config).apparmor;
-    let wanted = apparmor.filter(|profile| {
-        profile.profile_type() == v1::security_profile::ProfileType::Localhost
-    });
+    let wanted = apparmor
+        .filter(|profile| profile.profile_type() == v1::security_profile::ProfileType::Localhost);
     if wanted.is_some() && !std::path::Path::new("/sys/kernel/security/apparmor").exists() {
         let text = "an AppArmor profile is asked for, and this host has no AppArmor";
         return Err(Error::Invalid(text.to_owned()));
@@ -405,7 +410,11 @@ async fn expect(line: &Line, wanted: impl Fn(&Reply) -> bool) -> Result<Reply> {
     }
 }
 
-pub(crate) fn plan_launch(runtime: &Runtime, sandbox: &Sandbox, container: &Container) -> Result<Launch> {
+pub(crate) fn plan_launch(
+    runtime: &Runtime,
+    sandbox: &Sandbox,
+    container: &Container,
+) -> Result<Launch> {
     let security = plan::security(&container.config);
     let pid = pid_namespace(runtime, sandbox, &security)?;
     let snapshot = runtime.0.snapshot_directory(&container.id);
@@ -466,7 +475,8 @@ fn cgroup_view(cgroup: &Cgroup) -> CgroupView {
         Layout::V2 => ("unified", "memory.events"),
         _ => ("memory", "memory.oom_control"),
     };
-    let of = |controller: &str| host.hierarchies.iter().position(|hierarchy| hierarchy.has(controller));
+    let of =
+        |controller: &str| host.hierarchies.iter().position(|hierarchy| hierarchy.has(controller));
     let directory = |index: Option<usize>| cgroup.directories().nth(index?);
     view.oom_file = directory(of(controller)).map(|directory| directory.join(counter));
     view.kill_file = directory(of("unified")).map(|directory| directory.join("cgroup.kill"));

@@ -57,11 +57,8 @@ pub(crate) async fn exec_sync(
     let command = start(runtime, &container, request.cmd, false, &fds).await?;
     drop((stdout_of_command, stderr_of_command, null));
     let run = async {
-        let (stdout, stderr, exit) = tokio::join!(
-            collect(stdout),
-            collect(stderr),
-            wait(&command.line)
-        );
+        let (stdout, stderr, exit) =
+            tokio::join!(collect(stdout), collect(stderr), wait(&command.line));
         (stdout, stderr, exit)
     };
     let limit = u64::try_from(request.timeout).unwrap_or(0);
@@ -174,8 +171,8 @@ impl Streaming for Runtime {
         }
         let netns = sandbox.netns();
         let socket = self.blocking(move || connect_inside(netns.as_deref(), port)).await?;
-        let socket = tokio::net::TcpStream::from_std(socket)
-            .during(|| "forwarding a port".to_owned())?;
+        let socket =
+            tokio::net::TcpStream::from_std(socket).during(|| "forwarding a port".to_owned())?;
         Ok(Box::new(socket))
     }
 }
@@ -184,9 +181,8 @@ impl Streaming for Runtime {
 fn connect_inside(netns: Option<&Path>, port: u16) -> Result<std::net::TcpStream> {
     use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
     let connect = || {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).or_else(|refused| {
-            TcpStream::connect((Ipv6Addr::LOCALHOST, port)).map_err(|_| refused)
-        })
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .or_else(|refused| TcpStream::connect((Ipv6Addr::LOCALHOST, port)).map_err(|_| refused))
     };
     let what = || format!("connecting to port {port} of the pod");
     let socket = match netns {
@@ -239,9 +235,10 @@ async fn exec_terminal(
 ) -> Result<Session> {
     let what = || "running a command".to_owned();
     let mut command = start(runtime, container, request.cmd, true, &[]).await?;
-    let terminal = command.terminal.take().ok_or_else(|| {
-        Error::Start("the command's shim sent no terminal".to_owned())
-    })?;
+    let terminal = command
+        .terminal
+        .take()
+        .ok_or_else(|| Error::Start("the command's shim sent no terminal".to_owned()))?;
     let for_resize = terminal.try_clone().during(what)?;
     let terminal = nonblocking(terminal).and_then(linux::ready::register).during(what)?;
     let terminal = Arc::new(terminal);

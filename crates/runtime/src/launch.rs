@@ -121,7 +121,10 @@ pub enum PidNamespace {
     Own,
     Host,
     /// That of this process, which must be the one that began at `start`.
-    Of { pid: i32, start: u64 },
+    Of {
+        pid: i32,
+        start: u64,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

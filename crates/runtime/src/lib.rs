@@ -47,10 +47,10 @@ use linux::{caps::Caps, cgroup};
 use stdx::Env;
 use tokio::sync::broadcast;
 
-pub use error::{Error, Result};
-pub use image::{Credentials, Image, ImageConfig, Store};
 use container::Container;
 use error::During;
+pub use error::{Error, Result};
+pub use image::{Credentials, Image, ImageConfig, Store};
 use nursery::Nursery;
 use sandbox::Sandbox;
 
@@ -148,11 +148,7 @@ const EVENT_BACKLOG: usize = 1024;
 impl Runtime {
     /// Opens the runtime: reads back what an earlier agent left, and cleans up after containers
     /// whose shim is gone. An error says in one sentence what the host lacks.
-    pub async fn open(
-        env: Env,
-        config: Config,
-        network: Arc<dyn SandboxNetwork>,
-    ) -> Result<Self> {
+    pub async fn open(env: Env, config: Config, network: Arc<dyn SandboxNetwork>) -> Result<Self> {
         let blocking_env = env.clone();
         let inner = blocking_env
             .blocking(move || Inner::open(env, config, network))
@@ -198,7 +194,8 @@ impl Runtime {
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>> {
-        find(&self.state().containers, id).ok_or_else(|| Error::NotFound("container", id.to_owned()))
+        find(&self.state().containers, id)
+            .ok_or_else(|| Error::NotFound("container", id.to_owned()))
     }
 
     fn containers_of(&self, sandbox_id: &str) -> Vec<Arc<Container>> {
@@ -237,7 +234,8 @@ impl Inner {
     fn open(env: Env, config: Config, network: Arc<dyn SandboxNetwork>) -> Result<Self> {
         let cgroups = cgroup::Host::detect().during(|| "finding the control groups".to_owned())?;
         for directory in [config.state.join("sandboxes"), config.state.join("containers")] {
-            fs::create_dir_all(&directory).during(|| format!("creating {}", directory.display()))?;
+            fs::create_dir_all(&directory)
+                .during(|| format!("creating {}", directory.display()))?;
         }
         let images = Arc::new(Store::open(&config.root)?);
         check_file_system(&config.root)?;

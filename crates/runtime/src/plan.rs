@@ -20,8 +20,20 @@ use crate::{
 
 /// What a container may do when nothing is said: the set that all runtimes agree on.
 const DEFAULT_CAPABILITIES: &[&str] = &[
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
-    "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// Everything that a launch is decided from.
@@ -218,7 +230,8 @@ pub(crate) fn capabilities(
 
 fn mounts(config: &v1::ContainerConfig, sandbox: &SandboxView<'_>) -> Result<Vec<BindMount>> {
     let mut mounts = Vec::new();
-    let pods = [("/etc/resolv.conf", &sandbox.resolv_conf), ("/etc/hostname", &sandbox.hostname_file)];
+    let pods =
+        [("/etc/resolv.conf", &sandbox.resolv_conf), ("/etc/hostname", &sandbox.hostname_file)];
     for (target, source) in pods {
         let given = config.mounts.iter().any(|mount| mount.container_path == target);
         if let Some(source) = source.as_ref().filter(|_| !given) {
@@ -244,7 +257,9 @@ fn bind_mount(mount: &v1::Mount) -> Result<BindMount> {
         return Err(Error::Invalid("image volumes are not supported by this runtime".to_owned()));
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::Invalid("id-mapped mounts are not supported by this runtime".to_owned()));
+        return Err(Error::Invalid(
+            "id-mapped mounts are not supported by this runtime".to_owned(),
+        ));
     }
     if mount.container_path.is_empty() || mount.host_path.is_empty() {
         return Err(Error::Invalid("a mount lacks its source or its target".to_owned()));
@@ -286,7 +301,8 @@ pub(crate) fn device_rules(privileged: bool, extra: &[(DeviceNode, String)]) -> 
         DeviceRule { kind: Some(DeviceKind::Character), ..node_only },
         DeviceRule { kind: Some(DeviceKind::Block), ..node_only },
     ];
-    let standard = |(_, major, minor): &(&str, u32, u32)| DeviceRule::character(*major, Some(*minor));
+    let standard =
+        |(_, major, minor): &(&str, u32, u32)| DeviceRule::character(*major, Some(*minor));
     rules.extend(STANDARD_DEVICES.iter().map(standard));
     rules.extend([DeviceRule::character(5, Some(1)), DeviceRule::character(5, Some(2))]);
     rules.push(DeviceRule::character(136, None));
@@ -372,12 +388,40 @@ pub(crate) fn signal_number(name: &str) -> Option<i32> {
 
 /// Numbers of x86-64 and arm64, which agree.
 const SIGNALS: &[(&str, i32)] = &[
-    ("HUP", 1), ("INT", 2), ("QUIT", 3), ("ILL", 4), ("TRAP", 5), ("ABRT", 6), ("IOT", 6),
-    ("BUS", 7), ("FPE", 8), ("KILL", 9), ("USR1", 10), ("SEGV", 11), ("USR2", 12), ("PIPE", 13),
-    ("ALRM", 14), ("TERM", 15), ("STKFLT", 16), ("CHLD", 17), ("CLD", 17), ("CONT", 18),
-    ("STOP", 19), ("TSTP", 20), ("TTIN", 21), ("TTOU", 22), ("URG", 23), ("XCPU", 24),
-    ("XFSZ", 25), ("VTALRM", 26), ("PROF", 27), ("WINCH", 28), ("IO", 29), ("POLL", 29),
-    ("PWR", 30), ("SYS", 31),
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("IOT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("POLL", 29),
+    ("PWR", 30),
+    ("SYS", 31),
 ];
 
 /// The signal that asks a container to stop: the pod's, the image's, or SIGTERM.

@@ -262,8 +262,11 @@ fn lay_out(runtime: &Runtime, sandbox: &Sandbox) -> Result<()> {
     let what = || format!("creating the sandbox {}", sandbox.id);
     fs::create_dir(directory).during(what)?;
     fs::write(directory.join("config.pb"), sandbox.config.encode_to_vec()).during(what)?;
-    fs::write(directory.join("record.json"), serde_json::to_vec(&sandbox.record).unwrap_or_default())
-        .during(what)?;
+    fs::write(
+        directory.join("record.json"),
+        serde_json::to_vec(&sandbox.record).unwrap_or_default(),
+    )
+    .during(what)?;
     fs::write(directory.join("hostname"), format!("{}\n", sandbox.hostname())).during(what)?;
     let resolv = match &sandbox.config.dns_config {
         Some(dns) => plan::resolv_conf(dns),
@@ -275,7 +278,8 @@ fn lay_out(runtime: &Runtime, sandbox: &Sandbox) -> Result<()> {
     if !wanted.host_ipc {
         let path = directory.join("shm");
         fs::create_dir(&path).during(what)?;
-        let options = mount::Options { no_suid: true, no_dev: true, no_exec: true, read_only: false };
+        let options =
+            mount::Options { no_suid: true, no_dev: true, no_exec: true, read_only: false };
         mount::tmpfs(&path, Some(SHARED_MEMORY_BYTES), 0o1777, options)
             .during(|| "mounting the pod's shared memory".to_owned())?;
     }
@@ -287,10 +291,11 @@ fn lay_out(runtime: &Runtime, sandbox: &Sandbox) -> Result<()> {
 fn create_namespaces(sandbox: &Sandbox) -> Result<()> {
     let wanted = plan::pod_namespaces(&sandbox.config);
     let namespaces = sandbox.namespaces();
-    let pins: Vec<Pin> = [(ns::NET, namespaces.net), (ns::IPC, namespaces.ipc), (ns::UTS, namespaces.uts)]
-        .into_iter()
-        .filter_map(|(kind, path)| Some(Pin { kind, path: path? }))
-        .collect();
+    let pins: Vec<Pin> =
+        [(ns::NET, namespaces.net), (ns::IPC, namespaces.ipc), (ns::UTS, namespaces.uts)]
+            .into_iter()
+            .filter_map(|(kind, path)| Some(Pin { kind, path: path? }))
+            .collect();
     let linux = sandbox.config.linux.clone().unwrap_or_default();
     let sysctls: BTreeMap<String, String> = linux.sysctls.into_iter().collect();
     check_sysctls(&sysctls, wanted)?;
@@ -475,7 +480,8 @@ mod tests {
 
     #[test]
     fn only_sysctls_of_the_pods_namespaces_are_set() {
-        let pod = plan::PodNamespaces { host_network: false, host_ipc: false, pid: NamespaceMode::Pod };
+        let pod =
+            plan::PodNamespaces { host_network: false, host_ipc: false, pid: NamespaceMode::Pod };
         let host = plan::PodNamespaces { host_network: true, host_ipc: true, ..pod };
         let check = |name: &str, wanted| {
             check_sysctls(&BTreeMap::from([(name.to_owned(), "1".to_owned())]), wanted).is_ok()

@@ -296,7 +296,8 @@ mod tests {
     fn every_name_of_the_list_is_a_call_somewhere() {
         let elsewhere = ["riscv_hwprobe", "stime", "umount"];
         let names = ALLOWED.split_whitespace();
-        let names = names.chain(CAPABILITY_CALLS.iter().flat_map(|(_, calls)| calls.split_whitespace()));
+        let names =
+            names.chain(CAPABILITY_CALLS.iter().flat_map(|(_, calls)| calls.split_whitespace()));
         let unknown: Vec<&str> = names
             .filter(|name| syscalls::number(name).is_none())
             .filter(|name| !elsewhere.contains(name))

@@ -43,7 +43,9 @@ impl Runtime {
                     && selects(&filter.label_selector, &container.config.labels)
             })
             .map(|container| container.summary())
-            .filter(|summary| filter.state.as_ref().is_none_or(|wanted| wanted.state == summary.state))
+            .filter(|summary| {
+                filter.state.as_ref().is_none_or(|wanted| wanted.state == summary.state)
+            })
             .collect()
     }
 
@@ -57,7 +59,9 @@ impl Runtime {
                     && selects(&filter.label_selector, &sandbox.config.labels)
             })
             .map(|sandbox| sandbox.summary())
-            .filter(|summary| filter.state.as_ref().is_none_or(|wanted| wanted.state == summary.state))
+            .filter(|summary| {
+                filter.state.as_ref().is_none_or(|wanted| wanted.state == summary.state)
+            })
             .collect()
     }
 
@@ -128,10 +132,8 @@ impl RuntimeService for Runtime {
             condition("RuntimeReady", None, ""),
             condition("NetworkReady", network, "NetworkPluginNotReady"),
         ];
-        let features = v1::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: true,
-            user_namespaces: false,
-        };
+        let features =
+            v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
         let handler = v1::RuntimeHandler { name: String::new(), features: Some(features) };
         answer(v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions }),

@@ -160,7 +160,11 @@ pub(crate) fn file_systems(runtime: &Runtime) -> Result<v1::ImageFsInfoResponse>
     let image_bytes = layers.iter().map(|layer| runtime.0.images.layer_bytes(layer)).sum();
     let snapshots = root.join("snapshots");
     Ok(v1::ImageFsInfoResponse {
-        image_filesystems: vec![usage(&runtime.0.images.layers(), image_bytes, layers.len() as u64)],
+        image_filesystems: vec![usage(
+            &runtime.0.images.layers(),
+            image_bytes,
+            layers.len() as u64,
+        )],
         container_filesystems: vec![directory_usage(now, &snapshots)],
     })
 }
@@ -175,7 +179,8 @@ pub(crate) fn matching_containers(
         .into_iter()
         .filter(|container| {
             (filter.id.is_empty() || container.id.starts_with(&filter.id))
-                && (filter.pod_sandbox_id.is_empty() || container.sandbox_id == filter.pod_sandbox_id)
+                && (filter.pod_sandbox_id.is_empty()
+                    || container.sandbox_id == filter.pod_sandbox_id)
                 && selects(&filter.label_selector, &container.config.labels)
         })
         .collect()

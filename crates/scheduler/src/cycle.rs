@@ -116,8 +116,12 @@ fn feasible_wanted(nodes: usize) -> usize {
 fn best<'a>(nodes: &[&'a Node], running: &[Running<'_>], turn: u64) -> &'a Node {
     let totals = scores(nodes, running);
     let highest = totals.iter().max().copied().unwrap_or(0);
-    let tied: Vec<&Node> =
-        nodes.iter().zip(&totals).filter(|(_, score)| **score == highest).map(|(n, _)| *n).collect();
+    let tied: Vec<&Node> = nodes
+        .iter()
+        .zip(&totals)
+        .filter(|(_, score)| **score == highest)
+        .map(|(n, _)| *n)
+        .collect();
     tied[turn as usize % tied.len()]
 }
 

@@ -173,21 +173,29 @@ impl Pod {
                 .collect(),
             affinity: PodTerms {
                 required: terms(
-                    pod_affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+                    pod_affinity.and_then(|a| {
+                        a.required_during_scheduling_ignored_during_execution.as_ref()
+                    }),
                     &namespace,
                 ),
                 preferred: weighted(
-                    pod_affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()),
+                    pod_affinity.and_then(|a| {
+                        a.preferred_during_scheduling_ignored_during_execution.as_ref()
+                    }),
                     &namespace,
                 ),
             },
             anti_affinity: PodTerms {
                 required: terms(
-                    pod_anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+                    pod_anti.and_then(|a| {
+                        a.required_during_scheduling_ignored_during_execution.as_ref()
+                    }),
                     &namespace,
                 ),
                 preferred: weighted(
-                    pod_anti.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()),
+                    pod_anti.and_then(|a| {
+                        a.preferred_during_scheduling_ignored_during_execution.as_ref()
+                    }),
                     &namespace,
                 ),
             },
@@ -198,7 +206,12 @@ impl Pod {
                 .map(|c| spread(c, &pod_labels))
                 .collect(),
             labels: pod_labels,
-            images: spec.containers.iter().filter_map(|c| c.image.as_ref()).map(SmolStr::from).collect(),
+            images: spec
+                .containers
+                .iter()
+                .filter_map(|c| c.image.as_ref())
+                .map(SmolStr::from)
+                .collect(),
             gates: spec.scheduling_gates.iter().flatten().map(|g| SmolStr::from(&g.name)).collect(),
             finished: matches!(phase(wire), "Succeeded" | "Failed"),
             unschedulable_message: unschedulable(wire),

@@ -53,7 +53,11 @@ struct Waiting {
 enum Place {
     Active(u64),
     /// Waits for a time; `plugins` is empty when it is about to become active.
-    Delayed { until: Instant, plugins: Option<Vec<&'static str>>, ready_at: Instant },
+    Delayed {
+        until: Instant,
+        plugins: Option<Vec<&'static str>>,
+        ready_at: Instant,
+    },
     /// Its scheduling gates are not all removed.
     Gated,
 }
@@ -118,7 +122,13 @@ impl Queue {
     }
 
     /// The pod found no node, turned down by these plugins (none: it failed for another reason).
-    pub fn give_back(&mut self, pod: Arc<Pod>, attempts: u32, plugins: Vec<&'static str>, now: Instant) {
+    pub fn give_back(
+        &mut self,
+        pod: Arc<Pod>,
+        attempts: u32,
+        plugins: Vec<&'static str>,
+        now: Instant,
+    ) {
         let Some(helped) = self.in_flight.remove(&pod.key) else { return };
         let attempts = attempts + 1;
         let ready_at = now + BACKOFF.delay(attempts);
@@ -127,15 +137,22 @@ impl Queue {
         let plugins = (!soon).then_some(plugins);
         let key = pod.key.clone();
         self.delayed.insert((until, key.clone()));
-        self.pods.insert(key, Waiting { pod, attempts, place: Place::Delayed { until, plugins, ready_at } });
+        self.pods.insert(
+            key,
+            Waiting { pod, attempts, place: Place::Delayed { until, plugins, ready_at } },
+        );
     }
 
     /// Lets those pods try again that the event may help.
     pub fn notice(&mut self, event: &Event<'_>, now: Instant) {
         // Whatever is being decided on saw the cluster before this event.
         self.in_flight.values_mut().for_each(|helped| *helped = true);
-        let helped: Vec<Key> =
-            self.pods.iter().filter(|(_, w)| w.is_helped_by(event)).map(|(k, _)| k.clone()).collect();
+        let helped: Vec<Key> = self
+            .pods
+            .iter()
+            .filter(|(_, w)| w.is_helped_by(event))
+            .map(|(k, _)| k.clone())
+            .collect();
         for key in helped {
             let Some(waiting) = self.leave(&key) else { continue };
             let Place::Delayed { ready_at, .. } = waiting.place else { continue };

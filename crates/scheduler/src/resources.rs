@@ -54,7 +54,8 @@ impl Resources {
     pub fn raise_to(&mut self, other: &Self) {
         self.cpu_milli = self.cpu_milli.max(other.cpu_milli);
         self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
-        self.ephemeral_storage_bytes = self.ephemeral_storage_bytes.max(other.ephemeral_storage_bytes);
+        self.ephemeral_storage_bytes =
+            self.ephemeral_storage_bytes.max(other.ephemeral_storage_bytes);
         for (name, amount) in &other.scalar {
             let entry = self.scalar.entry(name.clone()).or_default();
             *entry = (*entry).max(*amount);
@@ -73,7 +74,8 @@ fn whole(quantity: &Quantity) -> i64 {
 
 /// `text` times `scale`, rounded up, by Kubernetes' quantity grammar.
 fn scaled(text: &str, scale: i128) -> i64 {
-    let digits = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
+    let digits =
+        text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let Some((multiplier, divisor)) = factor(suffix) else { return 0 };
     let (integer, fraction) = number.split_once('.').unwrap_or((number, ""));

@@ -38,8 +38,13 @@ impl Default for Config {
 pub async fn run(env: Env, client: Client, config: Config, cancel: CancellationToken) {
     let (sender, inbox) = mpsc::unbounded_channel();
     let informer = |resource: &Resource, wrap: fn(Change) -> Message| {
-        let informer =
-            Informer::start(&env, client.clone(), resource, InformerOptions::default(), cancel.clone());
+        let informer = Informer::start(
+            &env,
+            client.clone(),
+            resource,
+            InformerOptions::default(),
+            cancel.clone(),
+        );
         let sender = sender.clone();
         informer.on_change(move |change| drop(sender.send(wrap(change.clone()))));
         informer
@@ -66,7 +71,11 @@ enum Message {
     Node(Change),
     Pod(Change),
     /// A binding ended; with an error, the pod wants a node again.
-    Bound { pod: Arc<Pod>, attempts: u32, failed: bool },
+    Bound {
+        pod: Arc<Pod>,
+        attempts: u32,
+        failed: bool,
+    },
 }
 
 struct Scheduler {
@@ -138,14 +147,15 @@ impl Scheduler {
     }
 
     fn take_pod(&mut self, change: &Change) {
-        let read = |cached: &Option<Arc<client::Cached>>| match cached.as_ref().map(|c| Pod::read(c)) {
-            Some(Err(error)) => {
-                tracing::error!(error = %chain(&error), "a pod cannot be read");
-                None
-            }
-            Some(Ok(pod)) => Some(pod),
-            None => None,
-        };
+        let read =
+            |cached: &Option<Arc<client::Cached>>| match cached.as_ref().map(|c| Pod::read(c)) {
+                Some(Err(error)) => {
+                    tracing::error!(error = %chain(&error), "a pod cannot be read");
+                    None
+                }
+                Some(Ok(pod)) => Some(pod),
+                None => None,
+            };
         let now = self.actor.env.instant();
         let was_on_node = read(&change.old).filter(Pod::is_assigned);
         let Some(pod) = read(&change.new) else {

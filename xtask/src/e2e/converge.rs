@@ -45,7 +45,9 @@ fn replica_set_comes_back(cluster: &Cluster) -> Result<()> {
     eventually("the ReplicaSet is made again", 60, || {
         let sets = cluster.json("get replicasets -l app=hello")?;
         let alive = sets["items"].as_array().is_some_and(|items| {
-            items.iter().any(|i| i["metadata"]["deletionTimestamp"].is_null() && i["status"]["readyReplicas"] == 3)
+            items.iter().any(|i| {
+                i["metadata"]["deletionTimestamp"].is_null() && i["status"]["readyReplicas"] == 3
+            })
         });
         Ok(alive.then_some(()))
     })

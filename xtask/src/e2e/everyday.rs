@@ -33,7 +33,10 @@ const MAKING: &[Step] = &[
     ("create quota limits -n week --hard=pods=20 --dry-run=server", "created"),
     ("create priorityclass eager --value=1000", "created"),
     ("create deployment web -n week --image=gantry/hello:latest --replicas=2", "created"),
-    ("patch deployment web -n week --type=json -p [{\"op\":\"add\",\"path\":\"/spec/template/spec/containers/0/imagePullPolicy\",\"value\":\"IfNotPresent\"}]", "patched"),
+    (
+        "patch deployment web -n week --type=json -p [{\"op\":\"add\",\"path\":\"/spec/template/spec/containers/0/imagePullPolicy\",\"value\":\"IfNotPresent\"}]",
+        "patched",
+    ),
     ("rollout status deployment/web -n week --timeout=60s", "successfully rolled out"),
     ("expose deployment web -n week --port=80 --target-port=8080", "exposed"),
     ("get service web -n week -o wide", "app=web"),
@@ -89,16 +92,19 @@ pub fn run(cluster: &Cluster) -> Result<String> {
         ("port-forward", port_forward),
         ("logs -f", follow),
     ];
-    let check = |(name, check): &Check| {
-        check(cluster).map_err(|error| format!("{name}: {error:#}")).err()
-    };
+    let check =
+        |(name, check): &Check| check(cluster).map_err(|error| format!("{name}: {error:#}")).err();
     failures.extend(checks.iter().filter_map(check));
     steps(NODES, &mut failures);
     failures.extend(check(&("delete namespace", delete_namespace)));
     count += checks.len() + 1;
     let _ = cluster.k("delete priorityclass eager");
     let passed = count - failures.len();
-    ensure!(failures.is_empty(), "{passed} of {count}; these fail:\n    {}", failures.join("\n    "));
+    ensure!(
+        failures.is_empty(),
+        "{passed} of {count}; these fail:\n    {}",
+        failures.join("\n    ")
+    );
     Ok(format!("{passed} of {count} commands"))
 }
 
@@ -111,7 +117,8 @@ fn step(cluster: &Cluster, line: &str, expected: &str) -> Result<()> {
 fn server_side_apply(cluster: &Cluster) -> Result<()> {
     let object = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared, namespace: week}\ndata: {color: red}\n";
     let apply = |manager: &str, text: &str| {
-        cluster.kubectl_with(&["apply", "--server-side", "--field-manager", manager, "-f", "-"], text)
+        cluster
+            .kubectl_with(&["apply", "--server-side", "--field-manager", manager, "-f", "-"], text)
     };
     apply("first", object)?;
     let other = object.replace("color: red", "color: green");

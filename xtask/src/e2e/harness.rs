@@ -39,7 +39,8 @@ impl Cluster {
         let up_secs = started.elapsed().as_secs_f64();
         let path = output(Command::new(&gantry).args(["kubeconfig", NAME, "--path"]))?;
         let kubeconfig = PathBuf::from(path.trim());
-        let cluster = Self { gantry, kubectl, kubeconfig, up_secs, removed: Cell::new(false), strict };
+        let cluster =
+            Self { gantry, kubectl, kubeconfig, up_secs, removed: Cell::new(false), strict };
         cluster.gantry(&["image", "--name", NAME, "load", "gantry/hello"])?;
         let busybox = busybox_image()?;
         cluster.gantry(&["image", "--name", NAME, "load", &busybox.to_string_lossy()])?;
@@ -106,7 +107,11 @@ impl Cluster {
         child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
         let done = child.wait_with_output()?;
         if !done.status.success() {
-            bail!("kubectl {}: {}", arguments.join(" "), String::from_utf8_lossy(&done.stderr).trim());
+            bail!(
+                "kubectl {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&done.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&done.stdout).into_owned())
     }
@@ -136,7 +141,9 @@ impl Cluster {
 
     /// Prints what helps to understand a failure.
     pub fn describe(&self) {
-        for line in ["get nodes -o wide", "get pods -A -o wide", "get events -A --sort-by=.lastTimestamp"] {
+        for line in
+            ["get nodes -o wide", "get pods -A -o wide", "get events -A --sort-by=.lastTimestamp"]
+        {
             let text = self.k(line).unwrap_or_else(|error| format!("{error:#}"));
             let lines: Vec<&str> = text.lines().collect();
             println!("--- kubectl {line}");
@@ -156,7 +163,11 @@ impl Drop for Cluster {
 }
 
 /// Asks every few milliseconds until `check` gives something, at most for `limit_secs`.
-pub fn eventually<T>(what: &str, limit_secs: u64, check: impl Fn() -> Result<Option<T>>) -> Result<T> {
+pub fn eventually<T>(
+    what: &str,
+    limit_secs: u64,
+    check: impl Fn() -> Result<Option<T>>,
+) -> Result<T> {
     let started = Instant::now();
     let mut last = None;
     while started.elapsed() < Duration::from_secs(limit_secs) {
@@ -175,7 +186,8 @@ pub fn eventually<T>(what: &str, limit_secs: u64, check: impl Fn() -> Result<Opt
 
 pub fn output(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
-    let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
+    let done =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
     if !done.status.success() {
         let said = String::from_utf8_lossy(&done.stderr);
         bail!("{shown}: {}", said.trim());
@@ -202,10 +214,17 @@ fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("GANTRY_BINARY") {
         return Ok(path.into());
     }
-    let metadata = output(Command::new(env!("CARGO")).args(["metadata", "--format-version=1", "--no-deps"]))?;
+    let metadata =
+        output(Command::new(env!("CARGO")).args(["metadata", "--format-version=1", "--no-deps"]))?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let target = metadata["target_directory"].as_str().context("no target directory")?;
-    output(Command::new(env!("CARGO")).args(["build", "--release", "--locked", "--package", "gantry"]))?;
+    output(Command::new(env!("CARGO")).args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "gantry",
+    ]))?;
     let host = output(Command::new("rustc").arg("-vV"))?;
     let triple = host.lines().find_map(|l| l.strip_prefix("host: ")).context("no host triple")?;
     Ok(PathBuf::from(target).join(triple).join("release/gantry"))

@@ -29,9 +29,12 @@ fn without_its_role(cluster: &Cluster) -> Result<String> {
 }
 
 fn pending_until_restored(cluster: &Cluster, saved: &str) -> Result<String> {
-    let can = cluster.k("auth can-i create pods/binding --as=system:kube-scheduler").unwrap_or_default();
+    let can =
+        cluster.k("auth can-i create pods/binding --as=system:kube-scheduler").unwrap_or_default();
     ensure!(!can.contains("yes"), "the scheduler may still bind");
-    cluster.k("run lonely --image=busybox:1 --image-pull-policy=IfNotPresent --restart=Never -- sleep 60")?;
+    cluster.k(
+        "run lonely --image=busybox:1 --image-pull-policy=IfNotPresent --restart=Never -- sleep 60",
+    )?;
     // A controller goes on working meanwhile: it alone is not enough to schedule.
     cluster.k("create serviceaccount bystander")?;
     std::thread::sleep(std::time::Duration::from_secs(2));
@@ -39,7 +42,14 @@ fn pending_until_restored(cluster: &Cluster, saved: &str) -> Result<String> {
     ensure!(node.is_empty(), "the pod was bound to {node} all the same");
     let rules: serde_json::Value = serde_json::from_str(&rules_of(cluster, saved)?)?;
     let patch = serde_json::json!({ "rules": rules }).to_string();
-    cluster.kubectl(&["patch", "clusterrole", "system:kube-scheduler", "--type=merge", "-p", &patch])?;
+    cluster.kubectl(&[
+        "patch",
+        "clusterrole",
+        "system:kube-scheduler",
+        "--type=merge",
+        "-p",
+        &patch,
+    ])?;
     eventually("the pod is bound", 60, || {
         let node = cluster.k("get pod lonely -o jsonpath={.spec.nodeName}")?;
         Ok((!node.is_empty()).then_some(()))

@@ -1,9 +1,6 @@
 //! A node dies with everything on it; its pods serve from other nodes; it comes back.
 
-use std::{
-    process::Command,
-    time::Instant,
-};
+use std::{process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,7 +15,10 @@ pub fn fast(cluster: &Cluster) -> Result<String> {
 /// With Kubernetes' timings: 50 s until NotReady and 300 s of toleration.
 pub fn default(cluster: &Cluster) -> Result<String> {
     let seconds = lose_a_node(cluster, 420)?;
-    ensure!(seconds > 300.0, "pods were replaced after {seconds:.0} s, before their toleration ran out");
+    ensure!(
+        seconds > 300.0,
+        "pods were replaced after {seconds:.0} s, before their toleration ran out"
+    );
     Ok(format!("full service {seconds:.0} s after the node died; it rejoined"))
 }
 
@@ -34,7 +34,10 @@ fn lose_a_node(cluster: &Cluster, limit_secs: u64) -> Result<f64> {
     eventually("six pods are ready on the other nodes", limit_secs, || {
         let pods = cluster.json("get pods -l app=hello")?;
         let serving = pods["items"].as_array().map_or(0, |items| {
-            items.iter().filter(|pod| pod["spec"]["nodeName"] != victim.as_str() && is_ready(pod)).count()
+            items
+                .iter()
+                .filter(|pod| pod["spec"]["nodeName"] != victim.as_str() && is_ready(pod))
+                .count()
         });
         Ok((serving >= 6).then_some(()))
     })?;

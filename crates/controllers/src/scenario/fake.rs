@@ -69,7 +69,11 @@ impl FakeApi {
 
     /// How many objects of a resource have ever been made.
     pub fn created(&self, resource: &str) -> usize {
-        self.state().log.iter().filter(|(_, plural, kind, _)| plural == resource && *kind == "ADDED").count()
+        self.state()
+            .log
+            .iter()
+            .filter(|(_, plural, kind, _)| plural == resource && *kind == "ADDED")
+            .count()
     }
 
     /// Every change there ever was, one per line.
@@ -95,7 +99,9 @@ impl FakeApi {
                     object.metadata_mut().insert(kept, value.clone());
                 }
             }
-            if let Some(status) = old.root().get("status").filter(|_| object.root().get("status").is_none()) {
+            if let Some(status) =
+                old.root().get("status").filter(|_| object.root().get("status").is_none())
+            {
                 object.root_mut().insert("status", status.clone());
             }
         }
@@ -103,7 +109,8 @@ impl FakeApi {
     }
 
     pub fn delete(&self, resource: &str, name: &str) {
-        let path = self.state().objects.keys().find(|(r, _, n)| r == resource && n == name).cloned();
+        let path =
+            self.state().objects.keys().find(|(r, _, n)| r == resource && n == name).cloned();
         if let Some(path) = path {
             self.remove(&path);
         }
@@ -153,7 +160,8 @@ impl FakeApi {
             "GET" => current.ok_or_else(missing),
             "POST" => self.create(call, body),
             "PUT" => {
-                let new = Object::from_json(body).map_err(|e| Status::bad_request(e.to_string()))?;
+                let new =
+                    Object::from_json(body).map_err(|e| Status::bad_request(e.to_string()))?;
                 self.update(call, current.ok_or_else(missing)?, new)
             }
             "PATCH" => {
@@ -185,7 +193,8 @@ impl FakeApi {
     fn update(&self, call: &Call, current: Object, new: Object) -> Result<Object, Status> {
         let (resource, _, name) = &call.path;
         let asked = new.resource_version();
-        if (!asked.is_empty() && asked != current.resource_version()) || new.uid() != current.uid() {
+        if (!asked.is_empty() && asked != current.resource_version()) || new.uid() != current.uid()
+        {
             return Err(Status::modified("", resource, name));
         }
         let (mut whole, status) = match call.subresource.as_str() {
@@ -211,10 +220,16 @@ impl FakeApi {
         let (resource, _, name) = &call.path;
         let uid = options.at(&["preconditions", "uid"]).and_then(Value::as_str);
         if uid.is_some_and(|uid| uid != object.uid()) {
-            return Err(Status::conflict("", resource, name, "the UID in the precondition differs"));
+            return Err(Status::conflict(
+                "",
+                resource,
+                name,
+                "the UID in the precondition differs",
+            ));
         }
         let immediate = options.get("gracePeriodSeconds").and_then(Value::as_i64) == Some(0);
-        let runs = resource == "pods" && !object.str_at(&["spec", "nodeName"]).is_empty() && !immediate;
+        let runs =
+            resource == "pods" && !object.str_at(&["spec", "nodeName"]).is_empty() && !immediate;
         if runs || object.finalizers().next().is_some() {
             if object.is_deleting() {
                 return Ok(object);
@@ -256,7 +271,10 @@ impl FakeApi {
                 changed.as_mut().enable();
                 let (next, delay) = {
                     let state = api.state();
-                    let mut later = state.log.iter().filter(|(r, plural, _, _)| *r > from && *plural == resource);
+                    let mut later = state
+                        .log
+                        .iter()
+                        .filter(|(r, plural, _, _)| *r > from && *plural == resource);
                     (later.next().cloned(), state.watch_delay)
                 };
                 let Some((revision, _, kind, object)) = next else {
@@ -277,7 +295,10 @@ impl FakeApi {
 
 #[async_trait]
 impl Transport for FakeApi {
-    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<BodyStream>, Error> {
+    async fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<BodyStream>, Error> {
         let call = parse(request.uri());
         let body: BodyStream = if call.query.contains_key("watch") {
             self.watch_body(&call)

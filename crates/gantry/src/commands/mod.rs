@@ -1,12 +1,15 @@
 //! One file per subcommand; each has a `run`.
 
 pub mod agent;
+pub mod apiserver;
 pub mod completion;
+pub mod controller_manager;
 pub mod down;
 pub mod image;
 pub mod kubeconfig;
 pub mod kubectl;
 pub mod node_sandbox;
+pub mod scheduler;
 pub mod server;
 pub mod shim;
 pub mod start;
@@ -58,4 +61,27 @@ pub fn cancelled_by_signals(env: &Env) -> Result<CancellationToken> {
         });
     }
     Ok(cancel)
+}
+
+/// What every component that runs alone is told.
+#[derive(clap::Args)]
+pub struct Component {
+    /// Whom to talk to, and as whom
+    #[arg(long, env = "KUBECONFIG")]
+    kubeconfig: std::path::PathBuf,
+}
+
+impl Component {
+    fn connect(&self, component: &str) -> Result<client::Client> {
+        let directory = self.kubeconfig.parent().unwrap_or(std::path::Path::new("."));
+        let connection =
+            client::Kubeconfig::load(&self.kubeconfig)?.connection("", directory)?;
+        Ok(client::Client::connect(&connection, component)?)
+    }
+
+    /// Who we are among several of a kind.
+    fn identity(&self, env: &Env) -> String {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        format!("{name}_{}", env.uuid())
+    }
 }

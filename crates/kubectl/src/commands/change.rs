@@ -50,20 +50,34 @@ impl ChangeOptions {
     }
 
     /// Sends a patch under the client's field manager; with a client dry run nothing is sent.
-    pub async fn patch(&self, client: &Client, item: &Item, subresource: &str, patch: &Patch) -> Result<Object> {
+    pub async fn patch(
+        &self,
+        client: &Client,
+        item: &Item,
+        subresource: &str,
+        patch: &Patch,
+    ) -> Result<Object> {
         if self.dry_run == DryRun::Client {
             return Ok(client.get(&item.info.resource, &item.namespace, &item.name).await?);
         }
         if self.dry_run == DryRun::None {
-            return Ok(client.patch(&item.info.resource, &item.namespace, &item.name, subresource, patch).await?);
+            return Ok(client
+                .patch(&item.info.resource, &item.namespace, &item.name, subresource, patch)
+                .await?);
         }
         let (media_type, body, force) = match patch {
-            Patch::Json(value) => ("application/json-patch+json", machinery::json::to_vec(value), false),
-            Patch::Merge(value) => ("application/merge-patch+json", machinery::json::to_vec(value), false),
+            Patch::Json(value) => {
+                ("application/json-patch+json", machinery::json::to_vec(value), false)
+            }
+            Patch::Merge(value) => {
+                ("application/merge-patch+json", machinery::json::to_vec(value), false)
+            }
             Patch::Strategic(value) => {
                 ("application/strategic-merge-patch+json", machinery::json::to_vec(value), false)
             }
-            Patch::Apply { object, force } => ("application/apply-patch+yaml", object.to_json(), *force),
+            Patch::Apply { object, force } => {
+                ("application/apply-patch+yaml", object.to_json(), *force)
+            }
         };
         let mut query = self.dry_run.query();
         query.push(("fieldManager", client.field_manager().to_owned()));
@@ -96,13 +110,16 @@ pub async fn send(
     body: Vec<u8>,
 ) -> Result<Object> {
     let answer = client.call(method, path, query, media_type, body.into()).await?;
-    Object::from_json(&answer).map_err(|e| Error::other(format!("the server sent something unreadable: {e}")))
+    Object::from_json(&answer)
+        .map_err(|e| Error::other(format!("the server sent something unreadable: {e}")))
 }
 
 /// A failure with the words that say what was being done.
 pub fn during(error: Error, context: impl FnOnce() -> String) -> Error {
     match error {
-        Error::Client(source @ client::Error::Api(_)) => Error::During { context: context(), source },
+        Error::Client(source @ client::Error::Api(_)) => {
+            Error::During { context: context(), source }
+        }
         other => other,
     }
 }

@@ -15,7 +15,9 @@ pub struct Columns(Vec<(String, JsonPath)>);
 impl Columns {
     pub fn parse(spec: &str) -> Result<Self> {
         if spec.is_empty() {
-            return Err(Error::other("custom-columns format specified but no custom columns given"));
+            return Err(Error::other(
+                "custom-columns format specified but no custom columns given",
+            ));
         }
         let column = |part: &str| {
             let (header, path) = part.split_once(':').ok_or_else(|| {
@@ -35,7 +37,9 @@ impl Columns {
         let paths: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
         let headers: Vec<&str> = headers.collect();
         if headers.is_empty() || headers.len() != paths.len() {
-            return Err(Error::other("the columns file needs a line of headers and a line of as many paths"));
+            return Err(Error::other(
+                "the columns file needs a line of headers and a line of as many paths",
+            ));
         }
         headers.iter().zip(paths).map(|(h, p)| Self::column(h, p)).collect::<Result<_>>().map(Self)
     }
@@ -96,7 +100,10 @@ mod tests {
             value!({"metadata": {"name": "a-long-name"}, "ips": ["1", "2"]}),
             value!({"metadata": {"name": "b"}}),
         ];
-        assert_eq!(columns.render(&objects), "NAME          IPS\na-long-name   1,2\nb             <none>\n");
+        assert_eq!(
+            columns.render(&objects),
+            "NAME          IPS\na-long-name   1,2\nb             <none>\n"
+        );
         assert_eq!(columns.render_rows(&objects[1..]), "b     <none>\n");
         assert!(Columns::parse("NAME").is_err());
     }

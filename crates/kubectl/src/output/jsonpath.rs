@@ -135,7 +135,11 @@ fn take<'a>(step: &Step, root: &'a Value, value: &'a Value) -> Vec<&'a Value> {
             let length = list.len() as i64;
             let place = |at: i64| (if at < 0 { at + length } else { at }).clamp(0, length) as usize;
             let (from, to) = (place(from.unwrap_or(0)), place(to.unwrap_or(length)));
-            list.get(from..to.max(from)).unwrap_or_default().iter().step_by((*by).max(1) as usize).collect()
+            list.get(from..to.max(from))
+                .unwrap_or_default()
+                .iter()
+                .step_by((*by).max(1) as usize)
+                .collect()
         }
         Step::Union(steps) => steps.iter().flat_map(|step| take(step, root, value)).collect(),
         Step::Filter(left, comparison) => {
@@ -162,7 +166,12 @@ fn descendants(value: &Value) -> Vec<&Value> {
     all
 }
 
-fn holds(left: &Operand, comparison: Option<&(Comparison, Operand)>, root: &Value, item: &Value) -> bool {
+fn holds(
+    left: &Operand,
+    comparison: Option<&(Comparison, Operand)>,
+    root: &Value,
+    item: &Value,
+) -> bool {
     let first = |operand: &Operand| match operand {
         Operand::Literal(value) => Some(value.clone()),
         Operand::Path(steps) => walk(steps, root, item).first().map(|&v| v.clone()),
@@ -405,7 +414,9 @@ impl<'a> Parser<'a> {
             .split(':')
             .map(|part| match part.trim() {
                 "" => Ok(None),
-                number => number.parse().map(Some).map_err(|_| format!("invalid array index {inner}")),
+                number => {
+                    number.parse().map(Some).map_err(|_| format!("invalid array index {inner}"))
+                }
             })
             .collect::<Result<_, String>>()?;
         match parts.as_slice() {
@@ -443,7 +454,9 @@ impl<'a> Parser<'a> {
                 let (word, rest) = self.text.split_at(end);
                 self.text = rest;
                 let value = machinery::json::parse(word.as_bytes());
-                value.map(Operand::Literal).map_err(|_| format!("unrecognized value {word:?} in a filter"))
+                value
+                    .map(Operand::Literal)
+                    .map_err(|_| format!("unrecognized value {word:?} in a filter"))
             }
         }
     }
@@ -486,14 +499,19 @@ mod tests {
         check("{range .items[*]}{range .ip[*]}{.v},{end}{end}", "1.2.3.4,5.6.7.8,");
         check("{.items[*]['metadata.name', 'n']}", "1 20");
         check("{..name}", "a b");
-        check("name={.items[0].metadata}", "name={\"labels\":{\"app.kubernetes.io/name\":\"x\"},\"name\":\"a\"}");
+        check(
+            "name={.items[0].metadata}",
+            "name={\"labels\":{\"app.kubernetes.io/name\":\"x\"},\"name\":\"a\"}",
+        );
         check("{.missing.deep[3]}", "");
         check("{.items[0].ok}/{.items[1].n}", "true/20");
     }
 
     #[test]
     fn broken_templates_are_errors() {
-        for template in ["{.a", "{range .a}x", "{end}", "{.a[}", "{.a[?(@.b==\"c\"]}", "{.a[x]}", ""] {
+        for template in
+            ["{.a", "{range .a}x", "{end}", "{.a[}", "{.a[?(@.b==\"c\"]}", "{.a[x]}", ""]
+        {
             assert!(JsonPath::parse(template).is_err(), "{template}");
         }
     }

@@ -75,7 +75,9 @@ impl Format {
     pub fn report(&self, object: &Object, info: &ResourceInfo, done: &str) -> Result<()> {
         match self {
             Self::Human | Self::Wide => emit(&format!("{} {done}\n", info.display(object.name()))),
-            _ => emit(&self.render(&without_managed_fields(object.clone()).into_value(), Some(info))?),
+            _ => emit(
+                &self.render(&without_managed_fields(object.clone()).into_value(), Some(info))?,
+            ),
         }
     }
 }
@@ -172,8 +174,15 @@ mod tests {
     #[test]
     fn ages() {
         let cases = [
-            (5, "5s"), (119, "119s"), (125, "2m5s"), (600, "10m"), (3 * 3600, "3h"),
-            (3 * 3600 + 60, "3h1m"), (86400, "24h"), (50 * 3600, "2d2h"), (100 * 86400, "100d"),
+            (5, "5s"),
+            (119, "119s"),
+            (125, "2m5s"),
+            (600, "10m"),
+            (3 * 3600, "3h"),
+            (3 * 3600 + 60, "3h1m"),
+            (86400, "24h"),
+            (50 * 3600, "2d2h"),
+            (100 * 86400, "100d"),
             (800 * 86400, "2y70d"),
         ];
         for (seconds, text) in cases {

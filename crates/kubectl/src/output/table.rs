@@ -5,8 +5,7 @@ use machinery::Value;
 use super::jsonpath;
 
 /// Asks the server for a table, and for the plain form where it makes none.
-pub const ACCEPT: &str =
-    "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+pub const ACCEPT: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
 
 /// Aligns rows. Widths are remembered, so that rows of a watch stand below those before.
 #[derive(Clone, Debug, Default)]
@@ -90,7 +89,8 @@ impl TablePrinter {
     }
 
     fn learn_columns(&mut self, table: &Value) {
-        let definitions = table.get("columnDefinitions").and_then(Value::as_list).unwrap_or_default();
+        let definitions =
+            table.get("columnDefinitions").and_then(Value::as_list).unwrap_or_default();
         if definitions.is_empty() {
             return;
         }
@@ -130,7 +130,8 @@ impl TablePrinter {
                 continue;
             }
             let text = cell_text(cell);
-            let prefixed = name.eq_ignore_ascii_case("name") && !self.options.kind_prefix.is_empty();
+            let prefixed =
+                name.eq_ignore_ascii_case("name") && !self.options.kind_prefix.is_empty();
             out.push(if prefixed { format!("{}/{text}", self.options.kind_prefix) } else { text });
         }
         let labels = metadata("labels").and_then(Value::as_map);
@@ -184,7 +185,10 @@ mod tests {
 
     #[test]
     fn columns_follow_the_options() {
-        check(Options::default(), "NAME              READY\na-long-pod-name   1/1\nb                 0/1\n");
+        check(
+            Options::default(),
+            "NAME              READY\na-long-pod-name   1/1\nb                 0/1\n",
+        );
         check(
             Options { wide: true, kind_prefix: "pod".into(), ..Options::default() },
             "NAME                  READY   IP\npod/a-long-pod-name   1/1     10.0.0.1\npod/b                 0/1     <nil>\n",

@@ -147,7 +147,9 @@ fn resolves_to_other_type(text: &str) -> bool {
             || lower.starts_with("0b")
             || lower.starts_with("0o")
             || [".inf", ".nan"].contains(&lower.as_str())
-            || lower.split(':').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())));
+            || lower
+                .split(':')
+                .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())));
     is_number || is_timestamp(text)
 }
 
@@ -156,13 +158,18 @@ fn is_timestamp(text: &str) -> bool {
     let digits = |range: std::ops::Range<usize>| {
         bytes.get(range).is_some_and(|part| part.iter().all(u8::is_ascii_digit))
     };
-    digits(0..4) && bytes.get(4) == Some(&b'-') && digits(5..7) && bytes.get(7) == Some(&b'-') && digits(8..10)
+    digits(0..4)
+        && bytes.get(4) == Some(&b'-')
+        && digits(5..7)
+        && bytes.get(7) == Some(&b'-')
+        && digits(8..10)
 }
 
 fn is_plain(text: &str) -> bool {
     let first_bad = "!&*?|>@`\"'#%{}[],";
     let Some(first) = text.chars().next() else { return false };
-    let dash_alone = matches!(first, '-' | '?' | ':') && text[1..].chars().next().is_none_or(|c| c == ' ');
+    let dash_alone =
+        matches!(first, '-' | '?' | ':') && text[1..].chars().next().is_none_or(|c| c == ' ');
     !first_bad.contains(first)
         && !dash_alone
         && first != ' '
@@ -218,7 +225,10 @@ url: https://x:1/y
 
     #[test]
     fn what_is_written_reads_back() {
-        for text in ["", " x", "x ", "- a", "-", "a #b", "#", "1e3", "0x1f", "1:30", "a\tb", "\n x", "x\n\n", "é", "\u{1}", "yes", "a:", "---", "{a", "%x", "@x"] {
+        for text in [
+            "", " x", "x ", "- a", "-", "a #b", "#", "1e3", "0x1f", "1:30", "a\tb", "\n x",
+            "x\n\n", "é", "\u{1}", "yes", "a:", "---", "{a", "%x", "@x",
+        ] {
             let value = value!({"k": text, "list": [text]});
             assert_eq!(machinery::yaml::parse(&to_string(&value)).unwrap(), value, "{text:?}");
         }

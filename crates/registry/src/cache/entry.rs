@@ -46,7 +46,17 @@ impl Entry {
         };
         let (labels, fields) = Default::default();
         let json = Mutex::default();
-        Self { key, name_at, namespace_at: root_len, revision, stored, labels, fields, json, budget }
+        Self {
+            key,
+            name_at,
+            namespace_at: root_len,
+            revision,
+            stored,
+            labels,
+            fields,
+            json,
+            budget,
+        }
     }
 
     pub(crate) fn index(&mut self, object: &Object, fields: impl Iterator<Item = SmolStr>) {
@@ -166,7 +176,14 @@ mod tests {
 
     fn entry(key: &str, namespaced: bool, budget: &Arc<Budget>) -> Arc<Entry> {
         let key = Bytes::copy_from_slice(key.as_bytes());
-        Arc::new(Entry::new(key, "/registry/pods/".len(), namespaced, 5, Bytes::new(), budget.clone()))
+        Arc::new(Entry::new(
+            key,
+            "/registry/pods/".len(),
+            namespaced,
+            5,
+            Bytes::new(),
+            budget.clone(),
+        ))
     }
 
     #[test]
@@ -181,7 +198,8 @@ mod tests {
     #[test]
     fn the_oldest_forms_go_when_the_budget_is_spent() {
         let budget = Budget::new(100);
-        let entries: Vec<_> = (0..3).map(|i| entry(&format!("/registry/pods/{i}"), false, &budget)).collect();
+        let entries: Vec<_> =
+            (0..3).map(|i| entry(&format!("/registry/pods/{i}"), false, &budget)).collect();
         for entry in &entries {
             entry.keep_json(Bytes::from(vec![b'x'; 40]));
         }

@@ -50,8 +50,11 @@ impl ListResult {
             info.gvk.api_version(),
             self.metadata_json()
         );
-        let items: Vec<Bytes> =
-            self.entries.iter().map(|entry| self.resource.item_json(entry)).collect::<Result<_, _>>()?;
+        let items: Vec<Bytes> = self
+            .entries
+            .iter()
+            .map(|entry| self.resource.item_json(entry))
+            .collect::<Result<_, _>>()?;
         let size = head.len() + items.iter().map(|item| item.len() + 2).sum::<usize>() + 3;
         let mut out = BytesMut::with_capacity(size);
         out.put_slice(head.as_bytes());
@@ -112,7 +115,9 @@ pub(crate) async fn list(
 async fn source(cache: &Arc<Cache>, options: &ListOptions) -> Result<Source, Status> {
     if !options.continue_token.is_empty() {
         if !options.resource_version.is_empty() && options.resource_version != "0" {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         let (revision, start) = token::decode(&options.continue_token, &cache.storage().root)
             .map_err(|why| Status::bad_request(format!("invalid continue token: {why}")))?;
@@ -204,7 +209,9 @@ async fn from_store(
     for item in read.items {
         // The cache often holds this very version, with its index and encoded form.
         let cached = cache.peek(&item.key).filter(|entry| entry.revision == item.mod_revision);
-        if let Some(entry) = cached.or_else(|| storage.entry(item.key, item.mod_revision, item.value)) {
+        if let Some(entry) =
+            cached.or_else(|| storage.entry(item.key, item.mod_revision, item.value))
+        {
             page.add(&entry, selector);
         }
     }
@@ -261,7 +268,13 @@ impl Page {
         }
     }
 
-    fn finish(self, resource: &Arc<Resource>, root: &str, revision: Revision, selector: &Selector) -> ListResult {
+    fn finish(
+        self,
+        resource: &Arc<Resource>,
+        root: &str,
+        revision: Revision,
+        selector: &Selector,
+    ) -> ListResult {
         let continue_token = match self.entries.last() {
             Some(last) if self.more > 0 => {
                 let mut next = last.key.to_vec();
@@ -271,7 +284,13 @@ impl Page {
             _ => String::new(),
         };
         let remaining = (self.more > 0 && selector.is_everything()).then_some(self.more as i64);
-        ListResult { resource: resource.clone(), entries: self.entries, revision, continue_token, remaining }
+        ListResult {
+            resource: resource.clone(),
+            entries: self.entries,
+            revision,
+            continue_token,
+            remaining,
+        }
     }
 }
 
@@ -291,14 +310,20 @@ fn check_list(options: &ListOptions) -> Result<(), Status> {
     if !matching.is_empty() {
         let path = &"resourceVersionMatch".into();
         if options.resource_version.is_empty() {
-            errors.forbidden(path, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+            errors.forbidden(
+                path,
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            );
         }
         if !options.continue_token.is_empty() {
             errors.forbidden(path, "resourceVersionMatch is forbidden when continue is provided");
         }
         errors.one_of(path, matching, &["Exact", "NotOlderThan", ""]);
         if matching == "Exact" && options.resource_version == "0" {
-            errors.forbidden(path, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+            errors.forbidden(
+                path,
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            );
         }
     }
     if options.send_initial_events.is_some() {
@@ -312,11 +337,15 @@ pub(crate) fn check_watch(options: &ListOptions) -> Result<(), Status> {
     let matching = options.resource_version_match.as_str();
     let path = &"resourceVersionMatch".into();
     if options.send_initial_events.is_some() && matching != "NotOlderThan" {
-        errors.forbidden(path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        errors.forbidden(
+            path,
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        );
     }
     if !matching.is_empty() {
         if options.send_initial_events.is_none() {
-            let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            let why =
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
             errors.forbidden(path, why);
         }
         errors.one_of(path, matching, &["NotOlderThan"]);
@@ -329,7 +358,11 @@ pub(crate) fn check_watch(options: &ListOptions) -> Result<(), Status> {
 
 fn refuse(errors: Errors) -> Result<(), Status> {
     let causes: Vec<Cause> = errors.into_causes();
-    if causes.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", causes)) }
+    if causes.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid("meta.k8s.io", "ListOptions", "", causes))
+    }
 }
 
 /// Continue tokens, in upstream's form: base64 of `{"v":…,"rv":…,"start":…}`.
@@ -342,19 +375,23 @@ pub(crate) mod token {
         let start = String::from_utf8_lossy(start);
         let start = start.strip_prefix(root).unwrap_or(&start);
         let start = serde_json::to_string(start).unwrap_or_default();
-        URL_SAFE_NO_PAD.encode(format!("{{\"v\":\"meta.k8s.io/v1\",\"rv\":{revision},\"start\":{start}}}\n"))
+        URL_SAFE_NO_PAD
+            .encode(format!("{{\"v\":\"meta.k8s.io/v1\",\"rv\":{revision},\"start\":{start}}}\n"))
     }
 
     /// Why a token is refused is part of the client's error text.
     pub fn decode(token: &str, root: &str) -> Result<(Revision, Bytes), String> {
         let invalid = |why: String| format!("continue key is not valid: {why}");
         let data = URL_SAFE_NO_PAD.decode(token).map_err(|error| invalid(error.to_string()))?;
-        let json: serde_json::Value = serde_json::from_slice(&data).map_err(|error| invalid(error.to_string()))?;
+        let json: serde_json::Value =
+            serde_json::from_slice(&data).map_err(|error| invalid(error.to_string()))?;
         match json["v"].as_str() {
             Some("meta.k8s.io/v1") => {}
             other => {
                 let version = other.unwrap_or_default();
-                return Err(invalid(format!("server does not recognize this encoded version {version}")));
+                return Err(invalid(format!(
+                    "server does not recognize this encoded version {version}"
+                )));
             }
         }
         let revision = json["rv"].as_i64().filter(|&rv| rv != 0);
@@ -362,7 +399,8 @@ pub(crate) mod token {
             invalid("incorrect encoded start resourceVersion (version meta.k8s.io/v1)".into())
         })?;
         let start = json["start"].as_str().filter(|start| !start.is_empty());
-        let start = start.ok_or_else(|| invalid("encoded start key empty (version meta.k8s.io/v1)".into()))?;
+        let start = start
+            .ok_or_else(|| invalid("encoded start key empty (version meta.k8s.io/v1)".into()))?;
         let start = start.strip_prefix('/').unwrap_or(start);
         // The key must stay below the root, whatever the client made of the token.
         if start.split('/').any(|part| matches!(part, "" | "." | "..")) {

@@ -24,8 +24,8 @@ use std::{
 use api::Status;
 use bytes::Bytes;
 use futures::StreamExt;
-use store::{EventKind, Revision, WatchBatch};
 use stdx::{backoff::Backoff, env::AbortOnDrop};
+use store::{EventKind, Revision, WatchBatch};
 use tokio::sync::{Notify, watch as signal};
 
 use crate::storage::Storage;
@@ -190,7 +190,8 @@ impl Cache {
     /// Returns when the cache has reached everything that is committed now.
     pub(crate) async fn fresh(self: &Arc<Self>) -> Result<Revision, Status> {
         self.ready().await?;
-        let revision = self.storage.shared.store.current_revision().await.map_err(crate::storage::failed)?;
+        let revision =
+            self.storage.shared.store.current_revision().await.map_err(crate::storage::failed)?;
         self.at_least(revision).await?;
         Ok(revision)
     }
@@ -204,7 +205,8 @@ impl Cache {
         }
         self.request_progress();
         let env = &self.storage.shared.env;
-        let waited = env.timeout(FRESHNESS_WAIT, reached.wait_for(|r| r.revision >= revision)).await;
+        let waited =
+            env.timeout(FRESHNESS_WAIT, reached.wait_for(|r| r.revision >= revision)).await;
         match waited {
             Some(Ok(_)) => Ok(()),
             _ => Err(too_large(revision, self.reached.borrow().revision)),
@@ -251,7 +253,8 @@ impl Cache {
     fn publish(&self, batch: WatchBatch) {
         // Where somebody watches, the JSON form will be asked for.
         let watched = !self.read().waiters.is_empty();
-        let entries: Vec<_> = batch.events.into_iter().map(|event| self.read_event(event, watched)).collect();
+        let entries: Vec<_> =
+            batch.events.into_iter().map(|event| self.read_event(event, watched)).collect();
         let mut state = self.write();
         let before = state.log_end();
         for (key, revision, entry) in entries {
@@ -281,7 +284,11 @@ impl Cache {
         self.reached.send_replace(Reached { ready: true, revision });
     }
 
-    fn read_event(&self, event: store::Event, watched: bool) -> (Bytes, Revision, Option<Arc<Entry>>) {
+    fn read_event(
+        &self,
+        event: store::Event,
+        watched: bool,
+    ) -> (Bytes, Revision, Option<Arc<Entry>>) {
         let entry = match (event.kind, event.current) {
             (EventKind::Put, Some(now)) if watched => {
                 self.storage.entry_with_json(now.key, now.mod_revision, now.value)
@@ -300,7 +307,8 @@ fn push(
     previous: Option<Arc<Entry>>,
     storage: &Storage,
 ) {
-    let event = LogEvent { revision, current, previous, last: OnceLock::new(), encoded: RwLock::default() };
+    let event =
+        LogEvent { revision, current, previous, last: OnceLock::new(), encoded: RwLock::default() };
     state.log_bytes += event.size();
     state.log.push_back(Arc::new(event));
     if let Some(old) = state.log.len().checked_sub(ENCODED_EVENTS + 1) {
@@ -350,7 +358,9 @@ async fn follow(cache: Weak<Cache>) {
     }
 }
 
-async fn list_store(storage: &Storage) -> Result<(BTreeMap<Bytes, Arc<Entry>>, Revision), store::Error> {
+async fn list_store(
+    storage: &Storage,
+) -> Result<(BTreeMap<Bytes, Arc<Entry>>, Revision), store::Error> {
     let mut items = BTreeMap::new();
     let mut range = store::Range::prefix(storage.root.clone().into_bytes());
     range.limit = LIST_PAGE;
@@ -373,13 +383,18 @@ async fn list_store(storage: &Storage) -> Result<(BTreeMap<Bytes, Arc<Entry>>, R
     }
 }
 
-async fn follow_store(cache: &Weak<Cache>, storage: &Storage, revision: Revision) -> Result<(), store::Error> {
+async fn follow_store(
+    cache: &Weak<Cache>,
+    storage: &Storage,
+    revision: Revision,
+) -> Result<(), store::Error> {
     let range = store::Range::prefix(storage.root.clone().into_bytes());
     let request = store::WatchRequest { start: range.start, end: range.end, from: revision + 1 };
     let mut watch = storage.shared.store.watch(request).await?;
     match cache.upgrade() {
         Some(cache) => {
-            *cache.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch.progress.clone());
+            *cache.progress.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(watch.progress.clone());
         }
         None => return Ok(()),
     }
@@ -402,6 +417,7 @@ fn too_large(wanted: Revision, current: Revision) -> Status {
         message: "Too large resource version".into(),
         field: String::new(),
     };
-    let details = api::status::Details { causes: vec![cause], retry_after_seconds: 1, ..Default::default() };
+    let details =
+        api::status::Details { causes: vec![cause], retry_after_seconds: 1, ..Default::default() };
     Status::new(504, api::Reason::Timeout, message).with_details(details)
 }

@@ -58,7 +58,9 @@ enum Source {
     Logged(Arc<LogEvent>, Arc<Entry>),
     /// An object that was there when the watch began.
     Initial(Arc<Entry>),
-    Bookmark { initial_events_end: bool },
+    Bookmark {
+        initial_events_end: bool,
+    },
 }
 
 impl WatchEvent {
@@ -83,7 +85,9 @@ impl WatchEvent {
         object.set_gvk(&self.resource.info().gvk);
         object.set_resource_version(&self.revision.to_string());
         if initial_events_end {
-            object.metadata_mut().insert("annotations", value!({"k8s.io/initial-events-end": "true"}));
+            object
+                .metadata_mut()
+                .insert("annotations", value!({"k8s.io/initial-events-end": "true"}));
         }
         self.resource.bookmark_zero_values(&mut object);
         object
@@ -101,8 +105,12 @@ impl WatchEvent {
                 let json = self.wrap(&self.resource.json_of(entry)?);
                 Ok(slot.get_or_init(|| json).clone())
             }
-            Source::Logged(_, entry) | Source::Initial(entry) => Ok(self.wrap(&self.resource.json_of(entry)?)),
-            Source::Bookmark { initial_events_end } => Ok(self.wrap(&self.bookmark(*initial_events_end).to_json())),
+            Source::Logged(_, entry) | Source::Initial(entry) => {
+                Ok(self.wrap(&self.resource.json_of(entry)?))
+            }
+            Source::Bookmark { initial_events_end } => {
+                Ok(self.wrap(&self.bookmark(*initial_events_end).to_json()))
+            }
         }
     }
 
@@ -176,7 +184,14 @@ pub(crate) async fn watch(
     }
     // Contradicting selectors see nothing, ever; the empty key is nobody's.
     let scope = list::scope(cache, namespace, &selector).unwrap_or(Scope::Key(Bytes::new()));
-    WatchStream::start(resource, cache, scope, selector, options, Start { initial, at_least, revision })
+    WatchStream::start(
+        resource,
+        cache,
+        scope,
+        selector,
+        options,
+        Start { initial, at_least, revision },
+    )
 }
 
 struct Start {
@@ -218,7 +233,8 @@ impl WatchStream {
         });
         let waiter_id = cache.waiter_ids.fetch_add(1, Ordering::Relaxed);
         state.waiters.insert(waiter_id, waiter.clone());
-        let initial_end = options.send_initial_events == Some(true) && options.allow_watch_bookmarks;
+        let initial_end =
+            options.send_initial_events == Some(true) && options.allow_watch_bookmarks;
         let mut stream = Self {
             resource: resource.clone(),
             cache: cache.clone(),
@@ -332,7 +348,8 @@ impl WatchStream {
         if event.revision <= self.after || !self.waiter.scope.holds(event.key()) {
             return;
         }
-        let visible = |entry: &Option<Arc<Entry>>| entry.as_ref().is_some_and(|e| self.selector.matches(e));
+        let visible =
+            |entry: &Option<Arc<Entry>>| entry.as_ref().is_some_and(|e| self.selector.matches(e));
         let (kind, entry) = match (visible(&event.previous), visible(&event.current)) {
             (false, false) => return,
             (false, true) => (WatchKind::Added, event.current.as_ref()),

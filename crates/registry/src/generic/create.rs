@@ -60,7 +60,8 @@ pub(crate) async fn create(
 }
 
 fn name_conflict(resource: &Resource, name: &str) -> Status {
-    let mut status = Status::already_exists(resource.info().group(), resource.info().resource(), name);
+    let mut status =
+        Status::already_exists(resource.info().group(), resource.info().resource(), name);
     status.message.push_str(", the server was not able to generate a unique name for the object");
     status
 }
@@ -144,15 +145,20 @@ async fn write(target: &Target<'_>, object: &Object, bytes: Bytes) -> Result<Str
         let why = "resourceVersion should not be set on objects to be created";
         return Err(Status::new(500, Reason::Unknown, why));
     }
-    let taken = || Status::already_exists(resource.info().group(), resource.info().resource(), object.name());
+    let taken = || {
+        Status::already_exists(resource.info().group(), resource.info().resource(), object.name())
+    };
     let key = target.key();
     if target.cx.dry_run {
-        let read = shared.store.range(store::Range { keys_only: true, ..store::Range::key(key) }).await;
+        let read =
+            shared.store.range(store::Range { keys_only: true, ..store::Range::key(key) }).await;
         let exists = read.map_err(storage::failed)?.count > 0;
         return if exists { Err(taken()) } else { Ok(String::new()) };
     }
     let mut txn = Txn::create(key, bytes);
-    if let (Op::Put { lease, .. }, Some(seconds)) = (&mut txn.then, resource.strategy().ttl_seconds(&shared.options)) {
+    if let (Op::Put { lease, .. }, Some(seconds)) =
+        (&mut txn.then, resource.strategy().ttl_seconds(&shared.options))
+    {
         *lease = Some(shared.leases.lease(shared, seconds).await?);
     }
     match shared.store.txn(txn).await.map_err(storage::failed)? {

@@ -36,7 +36,8 @@ pub(crate) async fn delete(
 ) -> Result<Deleted, Status> {
     let resource = target.resource;
     for _ in 0..ATTEMPTS {
-        let stored = update::read(target).await?.ok_or_else(|| resource.info().not_found(target.name))?;
+        let stored =
+            update::read(target).await?.ok_or_else(|| resource.info().not_found(target.name))?;
         let mut object = resource.storage.decode(&stored.value, stored.mod_revision)?;
         check_preconditions(target, &object, options)?;
         let values = delete_options_value(options, target.cx);
@@ -44,7 +45,9 @@ pub(crate) async fn delete(
         admission.mutate(&mut attributes).await?;
         admission.validate(&attributes).await?;
         let done = match plan(&**resource.strategy(), target.cx.time, &object, options) {
-            Plan::Pending => Some(Deleted::Object { object: served(resource, &object), gone: false }),
+            Plan::Pending => {
+                Some(Deleted::Object { object: served(resource, &object), gone: false })
+            }
             Plan::Mark(marked) => mark(target, marked, &stored).await?,
             Plan::Remove => {
                 let gone = target.cx.dry_run || remove(target, &mut object, &stored).await?;
@@ -89,7 +92,11 @@ fn delete_options_value(options: &DeleteOptions, cx: &RequestContext) -> Value {
     value
 }
 
-fn check_preconditions(target: &Target<'_>, object: &Object, options: &DeleteOptions) -> Result<(), Status> {
+fn check_preconditions(
+    target: &Target<'_>,
+    object: &Object,
+    options: &DeleteOptions,
+) -> Result<(), Status> {
     let info = target.resource.info();
     // Upstream names the kind here, not the resource.
     let conflict = |why: &str| Status::conflict(info.group(), info.kind(), target.name, why);
@@ -140,14 +147,22 @@ enum Grace {
     Seconds(i64),
 }
 
-fn grace(strategy: &dyn Strategy, now: Timestamp, next: &mut Object, options: &DeleteOptions) -> Grace {
-    let Some(seconds) = strategy.grace_period_seconds(next, options).map(|seconds| seconds.max(0)) else {
+fn grace(
+    strategy: &dyn Strategy,
+    now: Timestamp,
+    next: &mut Object,
+    options: &DeleteOptions,
+) -> Grace {
+    let Some(seconds) = strategy.grace_period_seconds(next, options).map(|seconds| seconds.max(0))
+    else {
         return Grace::None;
     };
     if let Some(until) = next.deletion_timestamp() {
         let Some(current) = next.deletion_grace_period_seconds() else { return Grace::Pending };
         // Only a shorter period may follow.
-        let Some(asked) = options.grace_period_seconds.map(|s| s.max(0)).filter(|&asked| asked < current) else {
+        let Some(asked) =
+            options.grace_period_seconds.map(|s| s.max(0)).filter(|&asked| asked < current)
+        else {
             return Grace::Pending;
         };
         let since = until - Duration::from_secs(current.max(0) as u64);
@@ -210,7 +225,11 @@ fn set_finalizers(strategy: &dyn Strategy, object: &mut Object, options: &Delete
 }
 
 /// Writes the mark. `None`: the race was lost.
-async fn mark(target: &Target<'_>, mut marked: Object, stored: &KeyValue) -> Result<Option<Deleted>, Status> {
+async fn mark(
+    target: &Target<'_>,
+    mut marked: Object,
+    stored: &KeyValue,
+) -> Result<Option<Deleted>, Status> {
     let resource = target.resource;
     if !target.cx.dry_run {
         let bytes = resource.storage.encode(&marked)?;
@@ -219,7 +238,9 @@ async fn mark(target: &Target<'_>, mut marked: Object, stored: &KeyValue) -> Res
             *lease = stored.lease;
         }
         match resource.storage.shared.store.txn(txn).await.map_err(storage::failed)? {
-            TxnResult::Written { revision, .. } => marked.set_resource_version(&revision.to_string()),
+            TxnResult::Written { revision, .. } => {
+                marked.set_resource_version(&revision.to_string())
+            }
             TxnResult::Conflict { .. } => return Ok(None),
         }
     }
@@ -227,7 +248,11 @@ async fn mark(target: &Target<'_>, mut marked: Object, stored: &KeyValue) -> Res
 }
 
 /// Deletes the key. `false`: the race was lost.
-pub(super) async fn remove(target: &Target<'_>, object: &mut Object, stored: &KeyValue) -> Result<bool, Status> {
+pub(super) async fn remove(
+    target: &Target<'_>,
+    object: &mut Object,
+    stored: &KeyValue,
+) -> Result<bool, Status> {
     let resource = target.resource;
     let txn = Txn::delete_if(stored.key.clone(), stored.mod_revision);
     match resource.storage.shared.store.txn(txn).await.map_err(storage::failed)? {
@@ -257,11 +282,19 @@ pub(crate) async fn delete_collection(
     admission: &dyn Admission,
 ) -> Result<ListResult, Status> {
     let found = resource.list(namespace, list).await?;
-    let options =
-        DeleteOptions { precondition_uid: None, precondition_resource_version: None, ..options.clone() };
+    let options = DeleteOptions {
+        precondition_uid: None,
+        precondition_resource_version: None,
+        ..options.clone()
+    };
     for entry in &found.entries {
-        let target =
-            Target { resource, cx, namespace: entry.namespace(), name: entry.name(), subresource: "" };
+        let target = Target {
+            resource,
+            cx,
+            namespace: entry.namespace(),
+            name: entry.name(),
+            subresource: "",
+        };
         match delete(&target, &options, admission).await {
             Ok(_) => {}
             Err(status) if status.is_not_found() => {}

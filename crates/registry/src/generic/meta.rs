@@ -24,8 +24,13 @@ pub(super) fn track(target: &Target<'_>, live: Option<&Object>, object: &mut Obj
     let (resource, info) = (target.resource, target.resource.info());
     let api_version = info.gvk.api_version();
     let (subresource, now) = (target.subresource, target.cx.time);
-    let custom = || Context::custom(None, &api_version, subresource, info.has_subresource("status"), now);
-    let context = if info.custom { None } else { Context::built_in(&info.gvk, &api_version, subresource, now) };
+    let custom =
+        || Context::custom(None, &api_version, subresource, info.has_subresource("status"), now);
+    let context = if info.custom {
+        None
+    } else {
+        Context::built_in(&info.gvk, &api_version, subresource, now)
+    };
     let context = context.unwrap_or_else(custom);
     let live = live.map(|live| served(resource, live));
     let tracked = track_update(live.as_ref(), &served(resource, object), manager, &context);
@@ -59,7 +64,12 @@ fn keep(metadata: &mut Map, old: &Object, field: &str) {
     };
 }
 
-pub(super) fn validate_new(info: &ResourceInfo, rule: NameRule, object: &Object, errors: &mut Errors) {
+pub(super) fn validate_new(
+    info: &ResourceInfo,
+    rule: NameRule,
+    object: &Object,
+    errors: &mut Errors,
+) {
     let path = Path::new("metadata");
     if object.name().is_empty() {
         errors.required(&path.child("name"), "name or generateName is required");
@@ -73,13 +83,21 @@ pub(super) fn validate_new(info: &ResourceInfo, rule: NameRule, object: &Object,
         errors.forbidden(&path.child("namespace"), "not allowed on this type");
     }
     names::labels(object.labels(), &path.child("labels"), errors);
-    names::annotations(object.map_at(&["metadata", "annotations"]), &path.child("annotations"), errors);
+    names::annotations(
+        object.map_at(&["metadata", "annotations"]),
+        &path.child("annotations"),
+        errors,
+    );
     owners(object, &path.child("ownerReferences"), errors);
     let finalizers = path.child("finalizers");
     for (at, name) in object.finalizers().enumerate() {
         let faults = api::names::label_key(name);
         names::report(&faults, &finalizers, name, errors);
-        if faults.is_empty() && !info.custom && !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
+        if faults.is_empty()
+            && !info.custom
+            && !name.contains('/')
+            && !STANDARD_FINALIZERS.contains(&name)
+        {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
             errors.invalid(&finalizers.index(at), name, why);
         }
@@ -117,7 +135,13 @@ fn owners(object: &Object, path: &Path, errors: &mut Errors) {
     }
 }
 
-pub(super) fn validate_update(info: &ResourceInfo, rule: NameRule, new: &Object, old: &Object, errors: &mut Errors) {
+pub(super) fn validate_update(
+    info: &ResourceInfo,
+    rule: NameRule,
+    new: &Object,
+    old: &Object,
+    errors: &mut Errors,
+) {
     let path = Path::new("metadata");
     // An old name may have been made under other rules.
     let rule = if new.name() == old.name() { NameRule::PathSegment } else { rule };
@@ -136,10 +160,21 @@ pub(super) fn validate_update(info: &ResourceInfo, rule: NameRule, new: &Object,
             errors.forbidden(&path.child("finalizers"), &detail);
         }
     }
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
         let (now, before) = (new.at(&["metadata", field]), old.at(&["metadata", field]));
         if !semantically_equal(now, before) {
-            errors.invalid(&path.child(field), now.cloned().unwrap_or(Value::Null), "field is immutable");
+            errors.invalid(
+                &path.child(field),
+                now.cloned().unwrap_or(Value::Null),
+                "field is immutable",
+            );
         }
     }
 }

@@ -122,7 +122,11 @@ fn options_value(kind: &str, cx: &RequestContext) -> Value {
 }
 
 /// The namespace of the object is the request's, or it is refused.
-fn ensure_namespace(resource: &Resource, namespace: &str, object: &mut Object) -> Result<(), Status> {
+fn ensure_namespace(
+    resource: &Resource,
+    namespace: &str,
+    object: &mut Object,
+) -> Result<(), Status> {
     let wanted = if resource.info().namespaced { namespace } else { "" };
     if object.namespace() == wanted {
         return Ok(());
@@ -131,6 +135,7 @@ fn ensure_namespace(resource: &Resource, namespace: &str, object: &mut Object) -
         object.set_namespace(wanted);
         return Ok(());
     }
-    let why = "the namespace of the provided object does not match the namespace sent on the request";
+    let why =
+        "the namespace of the provided object does not match the namespace sent on the request";
     Err(Status::bad_request(why))
 }

@@ -91,7 +91,8 @@ async fn attempt(
     if !options.apply {
         meta::track(target, Some(&old), &mut new);
     }
-    let mut new = target.mutate(admission, Operation::Update, new, Some(&old), values.clone()).await?;
+    let mut new =
+        target.mutate(admission, Operation::Update, new, Some(&old), values.clone()).await?;
     check_version(target, &mut new, &old)?;
     prepare(target, &mut new, &old)?;
     validate(target, &new, &old)?;
@@ -209,10 +210,19 @@ fn validate(target: &Target<'_>, new: &Object, old: &Object) -> Result<(), Statu
 
 /// Writes, unless nothing changed; deletes instead when the last finalizer went. `false`: the
 /// race was lost.
-async fn write(target: &Target<'_>, new: &mut Object, old: &Object, stored: &KeyValue) -> Result<bool, Status> {
+async fn write(
+    target: &Target<'_>,
+    new: &mut Object,
+    old: &Object,
+    stored: &KeyValue,
+) -> Result<bool, Status> {
     let (resource, shared) = (target.resource, &target.resource.storage.shared);
     if delete::due(resource, new, old) {
-        return if target.cx.dry_run { Ok(true) } else { delete::remove(target, new, stored).await };
+        return if target.cx.dry_run {
+            Ok(true)
+        } else {
+            delete::remove(target, new, stored).await
+        };
     }
     if unchanged(new, old) {
         *new = old.clone();

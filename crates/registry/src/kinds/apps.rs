@@ -46,7 +46,12 @@ pub(crate) fn validate_selector_and_template(object: &Object, kind: &str, errors
 }
 
 /// The pod template of a workload; `policies` are the restart policies that it may have.
-pub(crate) fn validate_template(object: &Object, kind: &str, policies: &[&str], errors: &mut Errors) {
+pub(crate) fn validate_template(
+    object: &Object,
+    kind: &str,
+    policies: &[&str],
+    errors: &mut Errors,
+) {
     let path = Path::new("spec").child("template");
     let template = object.map_at(&["spec", "template"]);
     crate::names::labels(
@@ -73,7 +78,11 @@ pub(crate) fn validate_template(object: &Object, kind: &str, policies: &[&str], 
 
 /// The terms of a `LabelSelector`.
 pub(crate) fn validate_label_selector(selector: &Map, path: &Path, errors: &mut Errors) {
-    crate::names::labels(selector.get("matchLabels").and_then(Value::as_map), &path.child("matchLabels"), errors);
+    crate::names::labels(
+        selector.get("matchLabels").and_then(Value::as_map),
+        &path.child("matchLabels"),
+        errors,
+    );
     let terms = selector.get("matchExpressions").and_then(Value::as_list).unwrap_or(&[]);
     for (at, term) in terms.iter().filter_map(Value::as_map).enumerate() {
         let path = path.child("matchExpressions").index(at);
@@ -81,14 +90,19 @@ pub(crate) fn validate_label_selector(selector: &Map, path: &Path, errors: &mut 
         let operator = term.get("operator").and_then(Value::as_str).unwrap_or_default();
         match operator {
             "In" | "NotIn" if values.is_empty() => {
-                errors.required(&path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                errors.required(
+                    &path.child("values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => {
                 let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
                 errors.forbidden(&path.child("values"), why);
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
+            other => {
+                errors.invalid(&path.child("operator"), other, "not a valid selector operator")
+            }
         }
         let key = term.get("key").and_then(Value::as_str).unwrap_or_default();
         crate::names::qualified_at(key, &path.child("key"), errors);
@@ -145,7 +159,11 @@ fn rolling(object: &Object, field: &str, errors: &mut Errors) {
             count_or_percent(surge, &path.child("maxSurge"), errors);
             if is_zero(unavailable) && is_zero(surge) {
                 let value = unavailable.cloned().unwrap_or_default();
-                errors.invalid(&path.child("maxUnavailable"), value, "may not be 0 when `maxSurge` is 0");
+                errors.invalid(
+                    &path.child("maxUnavailable"),
+                    value,
+                    "may not be 0 when `maxSurge` is 0",
+                );
             }
         }
         "Recreate" if field == "strategy" => {
@@ -156,14 +174,23 @@ fn rolling(object: &Object, field: &str, errors: &mut Errors) {
         }
         "OnDelete" if field == "updateStrategy" => {}
         other => {
-            let known: &[&str] =
-                if field == "strategy" { &["Recreate", "RollingUpdate"] } else { &["RollingUpdate", "OnDelete"] };
+            let known: &[&str] = if field == "strategy" {
+                &["Recreate", "RollingUpdate"]
+            } else {
+                &["RollingUpdate", "OnDelete"]
+            };
             if field == "strategy" {
                 errors.not_supported(&path.child("type"), other, known);
             } else {
                 let quoted: Vec<String> = known.iter().map(|k| format!("{k:?}")).collect();
                 let detail = format!("supported values: {}", quoted.join(", "));
-                errors.shown(&path, "FieldValueNotSupported", "Unsupported value", &strategy_shown(other), &detail);
+                errors.shown(
+                    &path,
+                    "FieldValueNotSupported",
+                    "Unsupported value",
+                    &strategy_shown(other),
+                    &detail,
+                );
             }
         }
     }
@@ -182,7 +209,8 @@ static DEPLOYMENT_COLUMNS: [Column; 8] = [
     AGE,
     CONTAINERS,
     IMAGES,
-    Column::text("Selector", |o, _| label_selector(o.at(&["spec", "selector"])).to_string().into()).wide(),
+    Column::text("Selector", |o, _| label_selector(o.at(&["spec", "selector"])).to_string().into())
+        .wide(),
 ];
 
 fn ready(object: &Object) -> Value {
@@ -210,7 +238,11 @@ pub(crate) const DEPLOYMENTS: Facts = Facts {
         non_negatives(deployment, &["replicas"], errors);
         validate_selector_and_template(deployment, "deployment", errors);
         rolling(deployment, "strategy", errors);
-        non_negatives(deployment, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], errors);
+        non_negatives(
+            deployment,
+            &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"],
+            errors,
+        );
         let (deadline, ready) = (
             deployment.i64_at(&["spec", "progressDeadlineSeconds"]),
             deployment.i64_at(&["spec", "minReadySeconds"]).unwrap_or(0),
@@ -266,7 +298,9 @@ static DAEMON_SET_COLUMNS: [Column; 11] = [
     Column::integer("Ready", |o, _| number(o, &["status", "numberReady"])),
     Column::integer("Up-to-date", |o, _| number(o, &["status", "updatedNumberScheduled"])),
     Column::integer("Available", |o, _| number(o, &["status", "numberAvailable"])),
-    Column::text("Node Selector", |o, _| labels(o.map_at(&["spec", "template", "spec", "nodeSelector"]))),
+    Column::text("Node Selector", |o, _| {
+        labels(o.map_at(&["spec", "template", "spec", "nodeSelector"]))
+    }),
     AGE,
     CONTAINERS,
     IMAGES,
@@ -323,7 +357,8 @@ pub(crate) const DAEMON_SETS: Facts = Facts {
     ..PLAIN
 };
 
-static STATEFUL_SET_COLUMNS: [Column; 5] = [NAME, Column::text("Ready", |o, _| ready(o)), AGE, CONTAINERS, IMAGES];
+static STATEFUL_SET_COLUMNS: [Column; 5] =
+    [NAME, Column::text("Ready", |o, _| ready(o)), AGE, CONTAINERS, IMAGES];
 
 pub(crate) const STATEFUL_SETS: Facts = Facts {
     default: |set| {
@@ -360,11 +395,20 @@ pub(crate) const STATEFUL_SETS: Facts = Facts {
             other => {
                 let why = "must be 'RollingUpdate' or 'OnDelete'";
                 let path = path.child("updateStrategy");
-                errors.shown(&path, "FieldValueInvalid", "Invalid value", &strategy_shown(other), why);
+                errors.shown(
+                    &path,
+                    "FieldValueInvalid",
+                    "Invalid value",
+                    &strategy_shown(other),
+                    why,
+                );
             }
         }
         let partition = set.i64_at(&["spec", "updateStrategy", "rollingUpdate", "partition"]);
-        errors.non_negative(&path.child("updateStrategy").child("rollingUpdate").child("partition"), partition);
+        errors.non_negative(
+            &path.child("updateStrategy").child("rollingUpdate").child("partition"),
+            partition,
+        );
         non_negatives(set, &["replicas", "minReadySeconds", "revisionHistoryLimit"], errors);
         validate_selector_and_template(set, "statefulset", errors);
     },
@@ -400,7 +444,11 @@ static REVISION_COLUMNS: [Column; 4] = [
     Column::text("Controller", |o, _| match o.controller_reference() {
         Some(owner) => {
             let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
-            let kind = if group.is_empty() { owner.kind.to_string() } else { format!("{}.{group}", owner.kind) };
+            let kind = if group.is_empty() {
+                owner.kind.to_string()
+            } else {
+                format!("{}.{group}", owner.kind)
+            };
             format!("{}/{}", kind.to_lowercase(), owner.name).into()
         }
         None => "<none>".into(),

@@ -13,8 +13,13 @@ use crate::{
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-static ROLE_COLUMNS: [Column; 2] =
-    [NAME, Column { kind: "date", ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into()) }];
+static ROLE_COLUMNS: [Column; 2] = [
+    NAME,
+    Column {
+        kind: "date",
+        ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into())
+    },
+];
 
 fn rules(role: &Object, namespaced: bool, errors: &mut Errors) {
     for (at, rule) in role.list_at(&["rules"]).iter().filter_map(Value::as_map).enumerate() {
@@ -24,17 +29,26 @@ fn rules(role: &Object, namespaced: bool, errors: &mut Errors) {
             if namespaced {
                 let why = "namespaced rules cannot apply to non-resource URLs";
                 errors.invalid(&path.child("nonResourceURLs"), value, why);
-            } else if ["apiGroups", "resources", "resourceNames"].iter().any(|f| !list(rule, f).is_empty()) {
+            } else if ["apiGroups", "resources", "resourceNames"]
+                .iter()
+                .any(|f| !list(rule, f).is_empty())
+            {
                 let why = "rules cannot apply to both regular resources and non-resource URLs";
                 errors.invalid(&path.child("nonResourceURLs"), value, why);
             }
             continue;
         }
         if list(rule, "apiGroups").is_empty() {
-            errors.required(&path.child("apiGroups"), "resource rules must supply at least one api group");
+            errors.required(
+                &path.child("apiGroups"),
+                "resource rules must supply at least one api group",
+            );
         }
         if list(rule, "resources").is_empty() {
-            errors.required(&path.child("resources"), "resource rules must supply at least one resource");
+            errors.required(
+                &path.child("resources"),
+                "resource rules must supply at least one resource",
+            );
         }
     }
 }
@@ -46,16 +60,21 @@ const ROLE: Facts = Facts {
     ..PLAIN
 };
 
-pub(crate) const ROLES: Facts = Facts { validate: |role, errors| {
+pub(crate) const ROLES: Facts = Facts {
+    validate: |role, errors| {
         rules(role, true, errors);
         verbs(role, errors);
-    }, ..ROLE };
+    },
+    ..ROLE
+};
 
 pub(crate) const CLUSTER_ROLES: Facts = Facts {
     validate: |role, errors| {
         rules(role, false, errors);
         let selectors = role.at(&["aggregationRule", "clusterRoleSelectors"]);
-        if role.at(&["aggregationRule"]).is_some() && selectors.and_then(Value::as_list).is_none_or(<[_]>::is_empty) {
+        if role.at(&["aggregationRule"]).is_some()
+            && selectors.and_then(Value::as_list).is_none_or(<[_]>::is_empty)
+        {
             let why = "at least one clusterRoleSelector required if aggregationRule is non-nil";
             errors.required(&Path::new("aggregationRule").child("clusterRoleSelectors"), why);
         }
@@ -89,7 +108,9 @@ fn subjects(binding: &Object, kind: &str) -> Value {
 
 static BINDING_COLUMNS: [Column; 6] = [
     NAME,
-    Column::text("Role", |o, _| format!("{}/{}", o.str_at(&["roleRef", "kind"]), o.str_at(&["roleRef", "name"])).into()),
+    Column::text("Role", |o, _| {
+        format!("{}/{}", o.str_at(&["roleRef", "kind"]), o.str_at(&["roleRef", "name"])).into()
+    }),
     AGE,
     Column::text("Users", |o, _| subjects(o, "User")).wide(),
     Column::text("Groups", |o, _| subjects(o, "Group")).wide(),
@@ -114,7 +135,13 @@ const BINDING: Facts = Facts {
                 role("kind"),
                 role("name")
             );
-            errors.shown(&"roleRef".into(), "FieldValueInvalid", "Invalid value", &shown, "field is immutable");
+            errors.shown(
+                &"roleRef".into(),
+                "FieldValueInvalid",
+                "Invalid value",
+                &shown,
+                "field is immutable",
+            );
         }
     },
     name_rule: NameRule::PathSegment,
@@ -130,10 +157,12 @@ fn binding(binding: &Object, namespaced: bool, errors: &mut Errors) {
     let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
     errors.one_of(&path.child("kind"), role("kind"), kinds);
     crate::names::check(NameRule::PathSegment, role("name"), &path.child("name"), errors);
-    for (at, subject) in binding.list_at(&["subjects"]).iter().filter_map(Value::as_map).enumerate() {
+    for (at, subject) in binding.list_at(&["subjects"]).iter().filter_map(Value::as_map).enumerate()
+    {
         subject_at(subject, namespaced, &Path::new("subjects").index(at), errors);
     }
-    for (at, subject) in binding.list_at(&["subjects"]).iter().filter_map(Value::as_map).enumerate() {
+    for (at, subject) in binding.list_at(&["subjects"]).iter().filter_map(Value::as_map).enumerate()
+    {
         if text(subject, "name").is_empty() {
             errors.required(&Path::new("subjects").index(at).child("name"), "");
         }
@@ -158,12 +187,16 @@ fn subject_at(subject: &Map, namespaced: bool, path: &Path, errors: &mut Errors)
             }
         }
         "User" | "Group" => errors.one_of(&path.child("apiGroup"), group, &[RBAC]),
-        other => errors.not_supported(&path.child("kind"), other, &["ServiceAccount", "User", "Group"]),
+        other => {
+            errors.not_supported(&path.child("kind"), other, &["ServiceAccount", "User", "Group"])
+        }
     }
 }
 
-pub(crate) const ROLE_BINDINGS: Facts = Facts { validate: |o, errors| binding(o, true, errors), ..BINDING };
-pub(crate) const CLUSTER_ROLE_BINDINGS: Facts = Facts { validate: |o, errors| binding(o, false, errors), ..BINDING };
+pub(crate) const ROLE_BINDINGS: Facts =
+    Facts { validate: |o, errors| binding(o, true, errors), ..BINDING };
+pub(crate) const CLUSTER_ROLE_BINDINGS: Facts =
+    Facts { validate: |o, errors| binding(o, false, errors), ..BINDING };
 
 static REQUEST_COLUMNS: [Column; 6] = [
     NAME,
@@ -179,7 +212,8 @@ static REQUEST_COLUMNS: [Column; 6] = [
 
 fn request_state(request: &Object) -> String {
     let conditions = request.list_at(&["status", "conditions"]);
-    let has = |kind: &str| conditions.iter().any(|c| c.get("type").and_then(Value::as_str) == Some(kind));
+    let has =
+        |kind: &str| conditions.iter().any(|c| c.get("type").and_then(Value::as_str) == Some(kind));
     let mut words = vec![if has("Denied") {
         "Denied"
     } else if has("Approved") {
@@ -217,7 +251,8 @@ pub(crate) const CERTIFICATE_REQUESTS: Facts = Facts {
             spec.insert("groups", cx.user.groups.clone());
         }
         if !cx.user.extra.is_empty() {
-            let extra: Map = cx.user.extra.iter().map(|(k, v)| (k.as_str(), Value::from(v.clone()))).collect();
+            let extra: Map =
+                cx.user.extra.iter().map(|(k, v)| (k.as_str(), Value::from(v.clone()))).collect();
             spec.insert("extra", extra);
         }
     },
@@ -238,7 +273,11 @@ pub(crate) const CERTIFICATE_REQUESTS: Facts = Facts {
     validate: |request, errors| {
         let path = Path::new("spec");
         if request.str_at(&["spec", "request"]).is_empty() {
-            errors.invalid(&path.child("request"), "", "PEM block type must be CERTIFICATE REQUEST");
+            errors.invalid(
+                &path.child("request"),
+                "",
+                "PEM block type must be CERTIFICATE REQUEST",
+            );
         }
         match request.str_at(&["spec", "signerName"]) {
             "" => errors.required(&path.child("signerName"), ""),
@@ -254,7 +293,10 @@ pub(crate) const CERTIFICATE_REQUESTS: Facts = Facts {
     },
     validate_update: |subresource, new, old, errors| {
         let certificate = |o: &Object| o.str_at(&["status", "certificate"]).to_owned();
-        if subresource == "status" && !certificate(old).is_empty() && certificate(new) != certificate(old) {
+        if subresource == "status"
+            && !certificate(old).is_empty()
+            && certificate(new) != certificate(old)
+        {
             let why = "updates may not remove or change an issued certificate";
             errors.forbidden(&Path::new("status").child("certificate"), why);
         }
@@ -266,8 +308,10 @@ pub(crate) const CERTIFICATE_REQUESTS: Facts = Facts {
 
 /// The status subresource may add failures, but approving and denying are the approval's.
 fn keep_decision(new: &mut Object, old: &Object) {
-    let decision = |c: &&Value| matches!(c.get("type").and_then(Value::as_str), Some("Approved" | "Denied"));
-    let kept: Vec<Value> = old.list_at(&["status", "conditions"]).iter().filter(decision).cloned().collect();
+    let decision =
+        |c: &&Value| matches!(c.get("type").and_then(Value::as_str), Some("Approved" | "Denied"));
+    let kept: Vec<Value> =
+        old.list_at(&["status", "conditions"]).iter().filter(decision).cloned().collect();
     let rest = new.list_at(&["status", "conditions"]).iter().filter(|c| !decision(c)).cloned();
     let all: Vec<Value> = kept.into_iter().chain(rest).collect();
     if all.is_empty() {
@@ -285,10 +329,14 @@ static POD_REQUEST_COLUMNS: [Column; 7] = [
     Column::text("SignerName", |o, _| o.str_at(&["spec", "signerName"]).into()),
     Column::text("State", |o, _| {
         let conditions = o.list_at(&["status", "conditions"]).iter();
-        let last = conditions.filter_map(|c| c.get("type")?.as_str()).rfind(|kind| matches!(*kind, "Issued" | "Denied" | "Failed"));
+        let last = conditions
+            .filter_map(|c| c.get("type")?.as_str())
+            .rfind(|kind| matches!(*kind, "Issued" | "Denied" | "Failed"));
         last.unwrap_or("Pending").into()
     }),
-    Column::text("UnverifiedUserAnnotations", |o, _| labels(o.map_at(&["spec", "unverifiedUserAnnotations"]))),
+    Column::text("UnverifiedUserAnnotations", |o, _| {
+        labels(o.map_at(&["spec", "unverifiedUserAnnotations"]))
+    }),
 ];
 
 pub(crate) const POD_CERTIFICATE_REQUESTS: Facts = Facts {
@@ -305,6 +353,9 @@ pub(crate) const POD_CERTIFICATE_REQUESTS: Facts = Facts {
 pub(crate) const TRUST_BUNDLES: Facts = Facts {
     unconditional_update: false,
     fields: &["spec.signerName"],
-    columns: &[NAME, Column::text("SignerName", |o, _| text_or(o, &["spec", "signerName"], "<none>"))],
+    columns: &[
+        NAME,
+        Column::text("SignerName", |o, _| text_or(o, &["spec", "signerName"], "<none>")),
+    ],
     ..PLAIN
 };

@@ -4,15 +4,17 @@ use machinery::{Object, Value, value};
 
 use super::{
     apps::{default_template, validate_label_selector, validate_template},
-    cells::{CONTAINERS, IMAGES, JOB_CONTAINERS, JOB_IMAGES, SELECTOR, condition_true, selector, text_or},
+    cells::{
+        CONTAINERS, IMAGES, JOB_CONTAINERS, JOB_IMAGES, SELECTOR, condition_true, selector, text_or,
+    },
     pod_spec,
 };
 use crate::{
     edit::{copy_field, inside, or, spec},
     errors::{Errors, Path},
     facts::{Facts, PLAIN},
-    selector::label_selector,
     request::Propagation,
+    selector::label_selector,
     table::{AGE, Column, NAME, TableContext, age_of, human_duration},
 };
 use stdx::Timestamp;
@@ -64,12 +66,16 @@ fn duration(job: &Object, cx: &TableContext) -> String {
 
 pub(crate) const JOBS: Facts = Facts {
     default: |job| {
-        let labels = job.map_at(&["spec", "template", "metadata", "labels"]).filter(|l| !l.is_empty()).cloned();
+        let labels = job
+            .map_at(&["spec", "template", "metadata", "labels"])
+            .filter(|l| !l.is_empty())
+            .cloned();
         if let (Some(labels), true) = (labels, job.labels().is_none_or(machinery::Map::is_empty)) {
             job.metadata_mut().insert("labels", labels);
         }
         spec(job, |spec| {
-            let set = |field: &str, spec: &machinery::Map| spec.get(field).is_some_and(|v| !v.is_null());
+            let set =
+                |field: &str, spec: &machinery::Map| spec.get(field).is_some_and(|v| !v.is_null());
             match (set("completions", spec), set("parallelism", spec)) {
                 (false, false) => {
                     spec.insert("completions", 1);
@@ -84,7 +90,8 @@ pub(crate) const JOBS: Facts = Facts {
             or(spec, "backoffLimit", limit);
             or(spec, "completionMode", "NonIndexed");
             or(spec, "suspend", false);
-            let replacement = if set("podFailurePolicy", spec) { "Failed" } else { "TerminatingOrFailed" };
+            let replacement =
+                if set("podFailurePolicy", spec) { "Failed" } else { "TerminatingOrFailed" };
             or(spec, "podReplacementPolicy", replacement);
             or(spec, "manualSelector", false);
             default_template(spec);
@@ -101,7 +108,13 @@ pub(crate) const JOBS: Facts = Facts {
     },
     validate: |job, errors| {
         let path = Path::new("spec");
-        for field in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"] {
+        for field in [
+            "parallelism",
+            "completions",
+            "activeDeadlineSeconds",
+            "backoffLimit",
+            "ttlSecondsAfterFinished",
+        ] {
             errors.non_negative(&path.child(field), job.i64_at(&["spec", field]));
         }
         match job.map_at(&["spec", "selector"]) {
@@ -129,16 +142,28 @@ pub(crate) const JOBS: Facts = Facts {
         }
         let path = Path::new("spec");
         for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"] {
-            errors.immutable(&path.child(field), new.at(&["spec", field]), old.at(&["spec", field]));
+            errors.immutable(
+                &path.child(field),
+                new.at(&["spec", field]),
+                old.at(&["spec", field]),
+            );
         }
         let indexed = new.str_at(&["spec", "completionMode"]) == "Indexed";
         if !indexed {
             let field = "completions";
-            errors.immutable(&path.child(field), new.at(&["spec", field]), old.at(&["spec", field]));
+            errors.immutable(
+                &path.child(field),
+                new.at(&["spec", field]),
+                old.at(&["spec", field]),
+            );
         }
         if !old.bool_at(&["spec", "suspend"]) {
             let field = "template";
-            errors.immutable(&path.child(field), new.at(&["spec", field]), old.at(&["spec", field]));
+            errors.immutable(
+                &path.child(field),
+                new.at(&["spec", field]),
+                old.at(&["spec", field]),
+            );
         }
     },
     generation: true,
@@ -156,7 +181,8 @@ fn own_selector(job: &mut Object) {
         return;
     }
     let (uid, name) = (job.uid().to_owned(), job.name().to_owned());
-    let labels = [(CONTROLLER_UID, &uid), ("controller-uid", &uid), (JOB_NAME, &name), ("job-name", &name)];
+    let labels =
+        [(CONTROLLER_UID, &uid), ("controller-uid", &uid), (JOB_NAME, &name), ("job-name", &name)];
     for (label, value) in labels {
         job.set_at(&["spec", "template", "metadata", "labels", label], value.as_str());
     }
@@ -184,7 +210,9 @@ static CRON_COLUMNS: [Column; 10] = [
     Column::text("Timezone", |o, _| text_or(o, &["spec", "timeZone"], "<none>")),
     Column {
         kind: "boolean",
-        ..Column::text("Suspend", |o, _| if o.bool_at(&["spec", "suspend"]) { "True".into() } else { "False".into() })
+        ..Column::text("Suspend", |o, _| {
+            if o.bool_at(&["spec", "suspend"]) { "True".into() } else { "False".into() }
+        })
     },
     Column::integer("Active", |o, _| (o.list_at(&["status", "active"]).len() as i64).into()),
     Column::text("Last Schedule", |o, cx| match o.str_at(&["status", "lastScheduleTime"]) {
@@ -194,7 +222,8 @@ static CRON_COLUMNS: [Column; 10] = [
     AGE,
     JOB_CONTAINERS,
     JOB_IMAGES,
-    Column::text("Selector", |o, _| selector(o, &["spec", "jobTemplate", "spec", "selector"])).wide(),
+    Column::text("Selector", |o, _| selector(o, &["spec", "jobTemplate", "spec", "selector"]))
+        .wide(),
 ];
 
 pub(crate) const CRON_JOBS: Facts = Facts {
@@ -216,7 +245,10 @@ pub(crate) const CRON_JOBS: Facts = Facts {
         match cron.str_at(&["spec", "schedule"]) {
             "" => errors.required(&path.child("schedule"), ""),
             schedule if !is_schedule(schedule) => {
-                let why = format!("expected exactly 5 fields, found {}: [{schedule}]", schedule.split_whitespace().count());
+                let why = format!(
+                    "expected exactly 5 fields, found {}: [{schedule}]",
+                    schedule.split_whitespace().count()
+                );
                 errors.invalid(&path.child("schedule"), schedule, &why);
             }
             schedule if schedule.contains("TZ") => {
@@ -227,13 +259,20 @@ pub(crate) const CRON_JOBS: Facts = Facts {
         }
         let policy = cron.str_at(&["spec", "concurrencyPolicy"]);
         errors.one_of(&path.child("concurrencyPolicy"), policy, &["Allow", "Forbid", "Replace"]);
-        for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+        for field in
+            ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"]
+        {
             errors.non_negative(&path.child(field), cron.i64_at(&["spec", field]));
         }
         if cron.name().len() > 52 {
-            errors.invalid(&"metadata.name".into(), cron.name(), "must be no more than 52 characters");
+            errors.invalid(
+                &"metadata.name".into(),
+                cron.name(),
+                "must be no more than 52 characters",
+            );
         }
-        let job = cron.at(&["spec", "jobTemplate", "spec", "template", "spec"]).and_then(Value::as_map);
+        let job =
+            cron.at(&["spec", "jobTemplate", "spec", "template", "spec"]).and_then(Value::as_map);
         let path = path.child("jobTemplate").child("spec").child("template").child("spec");
         let job = job.cloned().unwrap_or_default();
         super::pod_validation::validate(&job, &path, errors);

@@ -51,16 +51,22 @@ pub(crate) fn selector(object: &Object, path: &[&str]) -> Value {
 
 fn containers(object: &Object, template: &[&str], field: &str) -> Value {
     let path: Vec<&str> = template.iter().copied().chain(["spec"]).collect();
-    let names: Vec<&str> =
-        object.map_at(&path).into_iter().flat_map(|spec| maps(spec, "containers")).map(|c| text(c, field)).collect();
+    let names: Vec<&str> = object
+        .map_at(&path)
+        .into_iter()
+        .flat_map(|spec| maps(spec, "containers"))
+        .map(|c| text(c, field))
+        .collect();
     names.join(",").into()
 }
 
 const TEMPLATE: [&str; 2] = ["spec", "template"];
 pub(crate) const CONTAINERS: Column =
     Column::text("Containers", |o, _| containers(o, &TEMPLATE, "name")).wide();
-pub(crate) const IMAGES: Column = Column::text("Images", |o, _| containers(o, &TEMPLATE, "image")).wide();
-pub(crate) const SELECTOR: Column = Column::text("Selector", |o, _| selector(o, &["spec", "selector"])).wide();
+pub(crate) const IMAGES: Column =
+    Column::text("Images", |o, _| containers(o, &TEMPLATE, "image")).wide();
+pub(crate) const SELECTOR: Column =
+    Column::text("Selector", |o, _| selector(o, &["spec", "selector"])).wide();
 
 const JOB_TEMPLATE: [&str; 4] = ["spec", "jobTemplate", "spec", "template"];
 pub(crate) const JOB_CONTAINERS: Column =

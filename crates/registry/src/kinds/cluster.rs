@@ -19,7 +19,11 @@ pub(crate) const LEASES: Facts = Facts {
         let path = Path::new("spec");
         for (field, least) in [("leaseDurationSeconds", 1), ("leaseTransitions", 0)] {
             if let Some(value) = lease.i64_at(&["spec", field]).filter(|&value| value < least) {
-                let why = if least == 1 { "must be greater than 0" } else { "must be greater than or equal to 0" };
+                let why = if least == 1 {
+                    "must be greater than 0"
+                } else {
+                    "must be greater than or equal to 0"
+                };
                 errors.invalid(&path.child(field), value, why);
             }
         }
@@ -33,7 +37,10 @@ pub(crate) const LEASES: Facts = Facts {
 static PRIORITY_COLUMNS: [Column; 5] = [
     NAME,
     Column::integer("Value", |o, _| number(o, &["value"])),
-    Column { kind: "boolean", ..Column::text("Global-Default", |o, _| o.bool_at(&["globalDefault"]).into()) },
+    Column {
+        kind: "boolean",
+        ..Column::text("Global-Default", |o, _| o.bool_at(&["globalDefault"]).into())
+    },
     AGE,
     Column::text("PreemptionPolicy", |o, _| o.str_at(&["preemptionPolicy"]).into()),
 ];
@@ -58,7 +65,9 @@ pub(crate) const PRIORITY_CLASSES: Facts = Facts {
                 errors.forbidden(&"metadata.name".into(), &why);
             }
         } else if value > HIGHEST_USER_PRIORITY {
-            let why = format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
+            let why = format!(
+                "maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"
+            );
             errors.forbidden(&"value".into(), &why);
         }
         let policy = class.str_at(&["preemptionPolicy"]);
@@ -82,7 +91,12 @@ static RUNTIME_COLUMNS: [Column; 3] =
 pub(crate) const RUNTIME_CLASSES: Facts = Facts {
     validate: |class, errors| {
         let handler = class.str_at(&["handler"]);
-        crate::names::report(&api::names::dns1123_label(handler), &"handler".into(), handler, errors);
+        crate::names::report(
+            &api::names::dns1123_label(handler),
+            &"handler".into(),
+            handler,
+            errors,
+        );
     },
     validate_update: |_, new, old, errors| {
         errors.immutable(&"handler".into(), new.at(&["handler"]), old.at(&["handler"]));
@@ -95,9 +109,13 @@ pub(crate) const RUNTIME_CLASSES: Facts = Facts {
 
 static FLOW_COLUMNS: [Column; 6] = [
     NAME,
-    Column::text("PriorityLevel", |o, _| text_or(o, &["spec", "priorityLevelConfiguration", "name"], "<none>")),
+    Column::text("PriorityLevel", |o, _| {
+        text_or(o, &["spec", "priorityLevelConfiguration", "name"], "<none>")
+    }),
     Column::text("MatchingPrecedence", |o, _| number(o, &["spec", "matchingPrecedence"])),
-    Column::text("DistinguisherMethod", |o, _| text_or(o, &["spec", "distinguisherMethod", "type"], "<none>")),
+    Column::text("DistinguisherMethod", |o, _| {
+        text_or(o, &["spec", "distinguisherMethod", "type"], "<none>")
+    }),
     AGE,
     Column::text("MissingPL", |o, _| text_or_question(condition(o, "Dangling"))),
 ];
@@ -120,7 +138,10 @@ pub(crate) const FLOW_SCHEMAS: Facts = Facts {
             errors.invalid(&path, precedence, "must be between 1 and 10000, inclusive");
         }
         if schema.str_at(&["spec", "priorityLevelConfiguration", "name"]).is_empty() {
-            errors.required(&path.child("priorityLevelConfiguration").child("name"), "must reference a priority level");
+            errors.required(
+                &path.child("priorityLevelConfiguration").child("name"),
+                "must reference a priority level",
+            );
         }
     },
     generation: true,
@@ -134,7 +155,9 @@ static LEVEL_COLUMNS: [Column; 7] = [
     Column::text("NominalConcurrencyShares", |o, _| limited(o, &["nominalConcurrencyShares"])),
     Column::text("Queues", |o, _| limited(o, &["limitResponse", "queuing", "queues"])),
     Column::text("HandSize", |o, _| limited(o, &["limitResponse", "queuing", "handSize"])),
-    Column::text("QueueLengthLimit", |o, _| limited(o, &["limitResponse", "queuing", "queueLengthLimit"])),
+    Column::text("QueueLengthLimit", |o, _| {
+        limited(o, &["limitResponse", "queuing", "queueLengthLimit"])
+    }),
     AGE,
 ];
 
@@ -175,7 +198,8 @@ fn length(object: &Object, path: &[&str]) -> Value {
     (object.list_at(path).len() as i64).into()
 }
 
-static WEBHOOK_COLUMNS: [Column; 3] = [NAME, Column::integer("Webhooks", |o, _| length(o, &["webhooks"])), AGE];
+static WEBHOOK_COLUMNS: [Column; 3] =
+    [NAME, Column::integer("Webhooks", |o, _| length(o, &["webhooks"])), AGE];
 
 fn default_webhook(webhook: &mut Map) {
     or(webhook, "failurePolicy", "Fail");
@@ -184,23 +208,33 @@ fn default_webhook(webhook: &mut Map) {
     or(webhook, "objectSelector", Map::new());
     or(webhook, "timeoutSeconds", 10);
     each(webhook, "rules", |rule| or(rule, "scope", "*"));
-    inside(webhook, "clientConfig", |config| inside(config, "service", |service| or(service, "port", 443)));
+    inside(webhook, "clientConfig", |config| {
+        inside(config, "service", |service| or(service, "port", 443))
+    });
 }
 
 fn validate_webhooks(object: &Object, errors: &mut Errors) {
     let mut seen = std::collections::BTreeSet::new();
-    for (at, webhook) in object.list_at(&["webhooks"]).iter().filter_map(Value::as_map).enumerate() {
+    for (at, webhook) in object.list_at(&["webhooks"]).iter().filter_map(Value::as_map).enumerate()
+    {
         let path = Path::new("webhooks").index(at);
         let name = text(webhook, "name");
         if name.split('.').count() < 3 {
-            errors.invalid(&path.child("name"), name, "should be a domain with at least three segments separated by dots");
+            errors.invalid(
+                &path.child("name"),
+                name,
+                "should be a domain with at least three segments separated by dots",
+            );
         }
         if !seen.insert(name) {
             errors.duplicate(&path.child("name"), name);
         }
         match text(webhook, "sideEffects") {
-            "" => errors.required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
-            effects => errors.one_of(&path.child("sideEffects"), effects, &["None", "NoneOnDryRun"]),
+            "" => errors
+                .required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
+            effects => {
+                errors.one_of(&path.child("sideEffects"), effects, &["None", "NoneOnDryRun"])
+            }
         }
         if list(webhook, "admissionReviewVersions").is_empty() {
             let why = "must specify one of v1, v1beta1";
@@ -319,7 +353,10 @@ static DEFINITION_COLUMNS: [Column; 8] = [
         });
         shown.collect::<Vec<_>>().join(",").into()
     }),
-    Column { kind: "date", ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into()) },
+    Column {
+        kind: "date",
+        ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into())
+    },
     Column::text("Group", |o, _| o.str_at(&["spec", "group"]).into()).wide(),
     Column::text("Kind", |o, _| o.str_at(&["spec", "names", "kind"]).into()).wide(),
     Column::text("ShortNames", |o, _| {
@@ -327,7 +364,11 @@ static DEFINITION_COLUMNS: [Column; 8] = [
         names.collect::<Vec<_>>().join(",").into()
     })
     .wide(),
-    Column { kind: "boolean", ..Column::text("Established", |o, _| condition_true(o, "Established").into()) }.wide(),
+    Column {
+        kind: "boolean",
+        ..Column::text("Established", |o, _| condition_true(o, "Established").into())
+    }
+    .wide(),
 ];
 
 pub(crate) const DEFINITIONS: Facts = Facts {
@@ -352,7 +393,11 @@ pub(crate) const DEFINITIONS: Facts = Facts {
             errors.invalid(&"metadata.name".into(), definition.name(), why);
         }
         if of(&["spec", "group"]).split('.').count() < 2 {
-            errors.invalid(&path.child("group"), of(&["spec", "group"]), "should be a domain with at least one dot");
+            errors.invalid(
+                &path.child("group"),
+                of(&["spec", "group"]),
+                "should be a domain with at least one dot",
+            );
         }
         errors.one_of(&path.child("scope"), &of(&["spec", "scope"]), &["Cluster", "Namespaced"]);
         let empty = Map::new();
@@ -360,25 +405,35 @@ pub(crate) const DEFINITIONS: Facts = Facts {
         let storages = maps(spec, "versions").filter(|v| flag(v, "storage")).count();
         if storages != 1 {
             let value = spec.get("versions").cloned().unwrap_or_default();
-            errors.invalid(&path.child("versions"), value, "must have exactly one version marked as storage version");
+            errors.invalid(
+                &path.child("versions"),
+                value,
+                "must have exactly one version marked as storage version",
+            );
         }
         for (at, version) in maps(spec, "versions").enumerate() {
             if version.at(&["schema", "openAPIV3Schema"]).is_none() {
-                let path = path.child("versions").index(at).child("schema").child("openAPIV3Schema");
+                let path =
+                    path.child("versions").index(at).child("schema").child("openAPIV3Schema");
                 errors.required(&path, "schemas are required");
             }
         }
     },
     // Serving them is not part of this server yet, and it does not pretend.
     warnings: |_, old| match old {
-        None => vec!["this server stores CustomResourceDefinitions but does not serve custom resources yet".into()],
+        None => vec![
+            "this server stores CustomResourceDefinitions but does not serve custom resources yet"
+                .into(),
+        ],
         Some(_) => Vec::new(),
     },
     initial_status: |definition| {
         let versions = definition.list_at(&["spec", "versions"]).iter().filter_map(Value::as_map);
         let stored: Vec<&str> =
             versions.filter(|v| flag(v, "storage")).map(|v| text(v, "name")).collect();
-        Some(value!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}))
+        Some(
+            value!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}),
+        )
     },
     generation: true,
     unconditional_update: false,
@@ -396,12 +451,14 @@ static MIGRATION_COLUMNS: [Column; 3] = [
         }
     }),
     Column::text("Status", |o, _| {
-        let state = ["Succeeded", "Failed", "Running"].into_iter().find(|kind| condition_true(o, kind));
+        let state =
+            ["Succeeded", "Failed", "Running"].into_iter().find(|kind| condition_true(o, kind));
         state.unwrap_or("Pending").into()
     }),
 ];
 
-pub(crate) const MIGRATIONS: Facts = Facts { unconditional_update: false, columns: &MIGRATION_COLUMNS, ..PLAIN };
+pub(crate) const MIGRATIONS: Facts =
+    Facts { unconditional_update: false, columns: &MIGRATION_COLUMNS, ..PLAIN };
 
 static SERVICE_COLUMNS: [Column; 4] = [
     NAME,
@@ -425,7 +482,9 @@ static SERVICE_COLUMNS: [Column; 4] = [
 ];
 
 pub(crate) const API_SERVICES: Facts = Facts {
-    default: |service| spec(service, |spec| inside(spec, "service", |service| or(service, "port", 443))),
+    default: |service| {
+        spec(service, |spec| inside(spec, "service", |service| or(service, "port", 443)))
+    },
     unconditional_update: false,
     columns: &SERVICE_COLUMNS,
     ..PLAIN

@@ -20,7 +20,9 @@ static INGRESS_COLUMNS: [Column; 6] = [
     Column::text("Class", |o, _| text_or(o, &["spec", "ingressClassName"], "<none>")),
     Column::text("Hosts", |o, _| hosts(o).into()),
     Column::text("Address", |o, _| load_balancer(o).into()),
-    Column::text("Ports", |o, _| if o.list_at(&["spec", "tls"]).is_empty() { "80".into() } else { "80, 443".into() }),
+    Column::text("Ports", |o, _| {
+        if o.list_at(&["spec", "tls"]).is_empty() { "80".into() } else { "80, 443".into() }
+    }),
     AGE,
 ];
 
@@ -101,7 +103,11 @@ fn ingress_rule(rule: &Map, path: &Path, errors: &mut Errors) {
                 }
                 for bad in ["//", "/./", "/../", "%2f", "%2F"] {
                     if target.contains(bad) {
-                        errors.invalid(&path.child("path"), target, &format!("must not contain '{bad}'"));
+                        errors.invalid(
+                            &path.child("path"),
+                            target,
+                            &format!("must not contain '{bad}'"),
+                        );
                     }
                 }
             }
@@ -133,11 +139,17 @@ fn ingress_backend(backend: &Map, path: &Path, errors: &mut Errors) {
             let (backend, path) = (path, path.child("service"));
             match text(service, "name") {
                 "" => errors.required(&path.child("name"), ""),
-                name => report(&names::name_is_1035_label(name, false), &path.child("name"), name, errors),
+                name => report(
+                    &names::name_is_1035_label(name, false),
+                    &path.child("name"),
+                    name,
+                    errors,
+                ),
             }
             let empty = Map::new();
             let port = service.get("port").and_then(Value::as_map).unwrap_or(&empty);
-            let (name, number) = (text(port, "name"), port.get("number").and_then(Value::as_i64).unwrap_or(0));
+            let (name, number) =
+                (text(port, "name"), port.get("number").and_then(Value::as_i64).unwrap_or(0));
             if !name.is_empty() && number != 0 {
                 errors.invalid(&path, "", "cannot set both port name & port number");
             } else if !name.is_empty() {
@@ -180,7 +192,9 @@ static CLASS_COLUMNS: [Column; 4] = [
 pub(crate) const INGRESS_CLASSES: Facts = Facts {
     default: |class| {
         spec(class, |spec| {
-            crate::edit::inside(spec, "parameters", |parameters| or(parameters, "scope", "Cluster"));
+            crate::edit::inside(spec, "parameters", |parameters| {
+                or(parameters, "scope", "Cluster")
+            });
         });
     },
     validate_update: |_, new, old, errors| {
@@ -214,11 +228,15 @@ pub(crate) const NETWORK_POLICIES: Facts = Facts {
             validate_label_selector(selector, &path.child("podSelector"), errors);
         }
         for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
-            for (at, rule) in policy.list_at(&["spec", direction]).iter().filter_map(Value::as_map).enumerate() {
+            for (at, rule) in
+                policy.list_at(&["spec", direction]).iter().filter_map(Value::as_map).enumerate()
+            {
                 policy_rule(rule, peers, &path.child(direction).index(at), errors);
             }
         }
-        for (at, kind) in policy.list_at(&["spec", "policyTypes"]).iter().filter_map(Value::as_str).enumerate() {
+        for (at, kind) in
+            policy.list_at(&["spec", "policyTypes"]).iter().filter_map(Value::as_str).enumerate()
+        {
             errors.one_of(&path.child("policyTypes").index(at), kind, &["Ingress", "Egress"]);
         }
     },
@@ -260,7 +278,8 @@ fn policy_rule(rule: &Map, peers: &str, path: &Path, errors: &mut Errors) {
 static CIDR_COLUMNS: [Column; 3] = [
     NAME,
     Column::text("CIDRs", |o, _| {
-        let all: Vec<&str> = o.list_at(&["spec", "cidrs"]).iter().filter_map(Value::as_str).collect();
+        let all: Vec<&str> =
+            o.list_at(&["spec", "cidrs"]).iter().filter_map(Value::as_str).collect();
         all.join(",").into()
     }),
     AGE,
@@ -272,7 +291,9 @@ pub(crate) const SERVICE_CIDRS: Facts = Facts {
         if cidr.list_at(&["spec", "cidrs"]).is_empty() {
             errors.required(&path, "at least one CIDR required");
         }
-        for (at, text) in cidr.list_at(&["spec", "cidrs"]).iter().filter_map(Value::as_str).enumerate() {
+        for (at, text) in
+            cidr.list_at(&["spec", "cidrs"]).iter().filter_map(Value::as_str).enumerate()
+        {
             if crate::allocation::Block::parse(text).is_none() {
                 let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
                 errors.invalid(&path.index(at), text, why);
@@ -311,7 +332,12 @@ pub(crate) const IP_ADDRESSES: Facts = Facts {
     },
     // Names of IPv6 addresses hold colons.
     name_rule: crate::strategy::NameRule::PathSegment,
-    fields: &["spec.parentRef.group", "spec.parentRef.resource", "spec.parentRef.namespace", "spec.parentRef.name"],
+    fields: &[
+        "spec.parentRef.group",
+        "spec.parentRef.resource",
+        "spec.parentRef.namespace",
+        "spec.parentRef.name",
+    ],
     columns: &ADDRESS_COLUMNS,
     ..PLAIN
 };

@@ -167,7 +167,9 @@ pub(crate) fn default_pod(spec: &mut Map) {
     for field in ["initContainers", "containers"] {
         each(spec, field, |container| {
             inside(container, "resources", |resources| {
-                let Some(limits) = resources.get("limits").and_then(Value::as_map).cloned() else { return };
+                let Some(limits) = resources.get("limits").and_then(Value::as_map).cloned() else {
+                    return;
+                };
                 let requests = resources.map_entry("requests");
                 for (name, limit) in limits.iter() {
                     if !requests.contains_key(name) {

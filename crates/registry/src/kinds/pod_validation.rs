@@ -25,7 +25,9 @@ pub(crate) fn validate(spec: &Map, path: &Path, errors: &mut Errors) {
     containers(spec, "ephemeralContainers", &pod, path, &mut names, errors);
     match text(spec, "restartPolicy") {
         "" => errors.required(&path.child("restartPolicy"), ""),
-        policy => errors.one_of(&path.child("restartPolicy"), policy, &["Always", "OnFailure", "Never"]),
+        policy => {
+            errors.one_of(&path.child("restartPolicy"), policy, &["Always", "OnFailure", "Never"])
+        }
     }
     dns(spec, path, errors);
     node_selector(spec, path, errors);
@@ -61,7 +63,11 @@ fn name_fields(spec: &Map, fields: &[&str], path: &Path, errors: &mut Errors) {
     for field in fields {
         let (name, label) = (text(spec, field), matches!(*field, "hostname" | "subdomain"));
         if !name.is_empty() {
-            let faults = if label { names::dns1123_label(name) } else { names::name_is_subdomain(name, false) };
+            let faults = if label {
+                names::dns1123_label(name)
+            } else {
+                names::name_is_subdomain(name, false)
+            };
             report(&faults, &path.child(field), name, errors);
         }
     }
@@ -81,8 +87,11 @@ fn volumes(spec: &Map, path: &Path, errors: &mut Errors) -> BTreeMap<String, &'s
             errors.duplicate(&path.child("name"), name);
         }
         let before = errors.len();
-        let mut sources: Vec<&str> =
-            volume.iter().filter(|(k, v)| *k != "name" && !v.is_null()).map(|(k, _)| k.as_str()).collect();
+        let mut sources: Vec<&str> = volume
+            .iter()
+            .filter(|(k, v)| *k != "name" && !v.is_null())
+            .map(|(k, _)| k.as_str())
+            .collect();
         sources.sort_by_key(|source| SOURCES.iter().position(|known| known == source));
         match sources.as_slice() {
             [] => errors.required(&path, "must specify a volume type"),
@@ -103,10 +112,36 @@ fn volumes(spec: &Map, path: &Path, errors: &mut Errors) -> BTreeMap<String, &'s
 
 /// Volume types in the order in which the first of several is taken for the one meant.
 const SOURCES: [&str; 30] = [
-    "emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi",
-    "glusterfs", "flocker", "persistentVolumeClaim", "rbd", "cinder", "cephfs", "quobyte", "downwardAPI", "fc",
-    "flexVolume", "configMap", "azureFile", "vsphereVolume", "photonPersistentDisk", "portworxVolume", "azureDisk",
-    "storageos", "projected", "scaleIO", "csi", "ephemeral", "image",
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "projected",
+    "scaleIO",
+    "csi",
+    "ephemeral",
+    "image",
 ];
 
 fn volume_source(volume: &Map, kind: &str, path: &Path, errors: &mut Errors) {
@@ -123,8 +158,16 @@ fn volume_source(volume: &Map, kind: &str, path: &Path, errors: &mut Errors) {
             if text(source, "path").split('/').any(|part| part == "..") {
                 errors.invalid(&path.child("path"), text(source, "path"), "must not contain '..'");
             }
-            let types =
-                ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+            let types = [
+                "",
+                "BlockDevice",
+                "CharDevice",
+                "Directory",
+                "DirectoryOrCreate",
+                "File",
+                "FileOrCreate",
+                "Socket",
+            ];
             errors.one_of(&path.child("type"), text(source, "type"), &types);
         }
         "secret" => {
@@ -165,8 +208,13 @@ fn volume_source(volume: &Map, kind: &str, path: &Path, errors: &mut Errors) {
 
 fn modes(source: &Map, path: &Path, errors: &mut Errors) {
     let check = |value: Option<&Value>, path: Path, errors: &mut Errors| {
-        if let Some(mode) = value.and_then(Value::as_i64).filter(|mode| !(0..=0o777).contains(mode)) {
-            errors.invalid(&path, mode, "must be a number between 0 and 0777 (octal), both inclusive");
+        if let Some(mode) = value.and_then(Value::as_i64).filter(|mode| !(0..=0o777).contains(mode))
+        {
+            errors.invalid(
+                &path,
+                mode,
+                "must be a number between 0 and 0777 (octal), both inclusive",
+            );
         }
     };
     check(source.get("defaultMode"), path.child("defaultMode"), errors);
@@ -228,9 +276,11 @@ fn lifecycle(container: &Map, pod: &Pod<'_>, path: &Path, errors: &mut Errors) {
             }
         }
     }
-    for (field, one_success, may_terminate) in
-        [("livenessProbe", true, true), ("readinessProbe", false, false), ("startupProbe", true, true)]
-    {
+    for (field, one_success, may_terminate) in [
+        ("livenessProbe", true, true),
+        ("readinessProbe", false, false),
+        ("startupProbe", true, true),
+    ] {
         let Some(probe) = container.get(field).and_then(Value::as_map) else { continue };
         let path = path.child(field);
         self::probe(probe, &path, errors);
@@ -238,7 +288,8 @@ fn lifecycle(container: &Map, pod: &Pod<'_>, path: &Path, errors: &mut Errors) {
         if one_success && successes != 1 {
             errors.invalid(&path.child("successThreshold"), successes, "must be 1");
         }
-        if let (false, Some(seconds)) = (may_terminate, probe.get("terminationGracePeriodSeconds")) {
+        if let (false, Some(seconds)) = (may_terminate, probe.get("terminationGracePeriodSeconds"))
+        {
             let why = "must not be set for readinessProbes";
             errors.invalid(&path.child("terminationGracePeriodSeconds"), seconds.clone(), why);
         }
@@ -262,7 +313,9 @@ fn init(container: &Map, pod: &Pod<'_>, path: &Path, errors: &mut Errors) {
 }
 
 fn ephemeral(container: &Map, path: &Path, errors: &mut Errors) {
-    for field in ["lifecycle", "livenessProbe", "ports", "readinessProbe", "resources", "startupProbe"] {
+    for field in
+        ["lifecycle", "livenessProbe", "ports", "readinessProbe", "resources", "startupProbe"]
+    {
         let set = match container.get(field) {
             Some(Value::Map(map)) => !map.is_empty(),
             Some(Value::List(list)) => !list.is_empty(),
@@ -288,7 +341,11 @@ fn common(container: &Map, pod: &Pod<'_>, path: &Path, errors: &mut Errors) {
     match text(container, "terminationMessagePolicy") {
         "" => errors.required(&path.child("terminationMessagePolicy"), ""),
         policy => {
-            errors.one_of(&path.child("terminationMessagePolicy"), policy, &["File", "FallbackToLogsOnError"]);
+            errors.one_of(
+                &path.child("terminationMessagePolicy"),
+                policy,
+                &["File", "FallbackToLogsOnError"],
+            );
         }
     }
     ports(container, pod, &path.child("ports"), errors);
@@ -296,7 +353,11 @@ fn common(container: &Map, pod: &Pod<'_>, path: &Path, errors: &mut Errors) {
     mounts(container, pod, &path.child("volumeMounts"), errors);
     match text(container, "imagePullPolicy") {
         "" => errors.required(&path.child("imagePullPolicy"), ""),
-        policy => errors.one_of(&path.child("imagePullPolicy"), policy, &["Always", "IfNotPresent", "Never"]),
+        policy => errors.one_of(
+            &path.child("imagePullPolicy"),
+            policy,
+            &["Always", "IfNotPresent", "Never"],
+        ),
     }
     if let Some(resources) = container.get("resources").and_then(Value::as_map) {
         self::resources(resources, &path.child("resources"), errors);
@@ -304,7 +365,8 @@ fn common(container: &Map, pod: &Pod<'_>, path: &Path, errors: &mut Errors) {
     if let Some(context) = container.get("securityContext").and_then(Value::as_map) {
         let path = path.child("securityContext");
         ids(context, &["runAsUser", "runAsGroup"], &path, errors);
-        let denied = context.get("allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false);
+        let denied =
+            context.get("allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false);
         if denied && flag(context, "privileged") {
             errors.invalid(
                 &path,
@@ -373,7 +435,12 @@ fn env(container: &Map, path: &Path, errors: &mut Errors) {
             name => report(&names::relaxed_env_var_name(name), &path.child("name"), name, errors),
         }
         if let Some(source) = variable.get("valueFrom").and_then(Value::as_map) {
-            env_source(source, !text(variable, "value").is_empty(), &path.child("valueFrom"), errors);
+            env_source(
+                source,
+                !text(variable, "value").is_empty(),
+                &path.child("valueFrom"),
+                errors,
+            );
         }
     }
     for (at, source) in maps(container, "envFrom").enumerate() {
@@ -382,7 +449,10 @@ fn env(container: &Map, path: &Path, errors: &mut Errors) {
             ["configMapRef", "secretRef"].into_iter().filter(|f| source.contains_key(f)).collect();
         match refs.as_slice() {
             [] => errors.invalid(&path, "", "must specify one of: `configMapRef` or `secretRef`"),
-            [one] if text(source.get(one).and_then(Value::as_map).unwrap_or(source), "name").is_empty() => {
+            [one]
+                if text(source.get(one).and_then(Value::as_map).unwrap_or(source), "name")
+                    .is_empty() =>
+            {
                 errors.required(&path.child(one).child("name"), "");
             }
             [_] => {}
@@ -418,7 +488,8 @@ fn env_source(source: &Map, has_value: bool, path: &Path, errors: &mut Errors) {
         }
     }
     if kinds.is_empty() {
-        let kinds = "`fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
+        let kinds =
+            "`fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
         errors.invalid(path, "", &format!("must specify one of: {kinds}"));
     } else if has_value {
         errors.invalid(path, "", "may not be specified when `value` is not empty");
@@ -429,8 +500,13 @@ fn env_source(source: &Map, has_value: bool, path: &Path, errors: &mut Errors) {
 
 fn field_ref(source: &Map, path: &Path, errors: &mut Errors) {
     /// Fields that have a label, but not one that a variable may take.
-    const LABELLED: [&str; 5] =
-        ["metadata.annotations", "metadata.labels", "spec.restartPolicy", "spec.schedulerName", "status.phase"];
+    const LABELLED: [&str; 5] = [
+        "metadata.annotations",
+        "metadata.labels",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "status.phase",
+    ];
     const KNOWN: [&str; 9] = [
         "metadata.name",
         "metadata.namespace",
@@ -494,19 +570,33 @@ fn mounts(container: &Map, pod: &Pod<'_>, path: &Path, errors: &mut Errors) {
             descending(expression, &path.child("subPathExpr"), errors);
         }
         if let Some(mode) = mount.get("mountPropagation").and_then(Value::as_str) {
-            errors.one_of(&path.child("mountPropagation"), mode, &["Bidirectional", "HostToContainer", "None"]);
+            errors.one_of(
+                &path.child("mountPropagation"),
+                mode,
+                &["Bidirectional", "HostToContainer", "None"],
+            );
         }
     }
 }
 
 fn probe(probe: &Map, path: &Path, errors: &mut Errors) {
     handler(probe, None, path, errors);
-    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    for field in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
         errors.non_negative(&path.child(field), probe.get(field).and_then(Value::as_i64));
     }
     let grace = probe.get("terminationGracePeriodSeconds").and_then(Value::as_i64);
     if let Some(grace) = grace.filter(|&grace| grace <= 0) {
-        errors.invalid(&path.child("terminationGracePeriodSeconds"), grace, "must be greater than 0");
+        errors.invalid(
+            &path.child("terminationGracePeriodSeconds"),
+            grace,
+            "must be greater than 0",
+        );
     }
 }
 
@@ -534,7 +624,12 @@ fn handler(handler: &Map, grace: Option<i64>, path: &Path, errors: &mut Errors) 
                 errors.one_of(&path.child("scheme"), text(action, "scheme"), &["HTTP", "HTTPS"]);
                 for header in maps(action, "httpHeaders") {
                     let name = text(header, "name");
-                    report(&names::http_header_name(name), &path.child("httpHeaders"), name, errors);
+                    report(
+                        &names::http_header_name(name),
+                        &path.child("httpHeaders"),
+                        name,
+                        errors,
+                    );
                 }
             }
             "tcpSocket" => port_or_name(action.get("port"), &path.child("port"), errors),
@@ -548,7 +643,9 @@ fn handler(handler: &Map, grace: Option<i64>, path: &Path, errors: &mut Errors) 
                 let seconds = action.get("seconds").and_then(Value::as_i64).unwrap_or(0);
                 let limit = grace.unwrap_or(30);
                 if seconds < 0 || seconds > limit {
-                    let why = format!("must be non-negative and less than terminationGracePeriodSeconds ({limit}). Enable AllowPodLifecycleSleepActionZeroValue feature gate for zero sleep.");
+                    let why = format!(
+                        "must be non-negative and less than terminationGracePeriodSeconds ({limit}). Enable AllowPodLifecycleSleepActionZeroValue feature gate for zero sleep."
+                    );
                     errors.invalid(&path, seconds, &why);
                 }
             }
@@ -576,8 +673,10 @@ pub(crate) fn port_or_name(port: Option<&Value>, path: &Path, errors: &mut Error
 }
 
 fn resources(resources: &Map, path: &Path, errors: &mut Errors) {
-    let (limits, requests) =
-        (resources.get("limits").and_then(Value::as_map), resources.get("requests").and_then(Value::as_map));
+    let (limits, requests) = (
+        resources.get("limits").and_then(Value::as_map),
+        resources.get("requests").and_then(Value::as_map),
+    );
     for (field, map) in [("limits", limits), ("requests", requests)] {
         for (name, value) in map.into_iter().flat_map(Map::iter) {
             let path = path.child(field).key(name);
@@ -605,7 +704,8 @@ fn resources(resources: &Map, path: &Path, errors: &mut Errors) {
 
 fn resource_name(name: &str, path: &Path, errors: &mut Errors) {
     report(&names::qualified_name(name), path, name, errors);
-    let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    let standard =
+        matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     if !name.contains('/') && !standard {
         errors.invalid(path, name, "must be a standard resource type or fully qualified");
         errors.invalid(path, name, "must be a standard resource for containers");
@@ -638,8 +738,13 @@ fn dns(spec: &Map, path: &Path, errors: &mut Errors) {
         errors.required(&config_path.child("nameservers"), why);
     }
     if servers > 3 {
-        let value = config.and_then(|config| config.get("nameservers")).cloned().unwrap_or_default();
-        errors.invalid(&config_path.child("nameservers"), value, "must not have more than 3 nameservers");
+        let value =
+            config.and_then(|config| config.get("nameservers")).cloned().unwrap_or_default();
+        errors.invalid(
+            &config_path.child("nameservers"),
+            value,
+            "must not have more than 3 nameservers",
+        );
     }
 }
 
@@ -683,12 +788,16 @@ fn tolerations(spec: &Map, path: &Path, errors: &mut Errors) {
             let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errors.invalid(&path.child("operator"), operator, why);
         }
-        if toleration.get("tolerationSeconds").is_some_and(|s| !s.is_null()) && effect != "NoExecute" {
+        if toleration.get("tolerationSeconds").is_some_and(|s| !s.is_null())
+            && effect != "NoExecute"
+        {
             let why = "effect must be 'NoExecute' when `tolerationSeconds` is set";
             errors.invalid(&path.child("effect"), effect, why);
         }
         match operator {
-            "" | "Equal" => report(&names::label_value(value), &path.child("operator"), value, errors),
+            "" | "Equal" => {
+                report(&names::label_value(value), &path.child("operator"), value, errors)
+            }
             "Exists" => {
                 if !value.is_empty() {
                     let why = "value must be empty when `operator` is 'Exists'";
@@ -703,7 +812,11 @@ fn tolerations(spec: &Map, path: &Path, errors: &mut Errors) {
             other => errors.not_supported(&path.child("operator"), other, &["Equal", "Exists"]),
         }
         if !effect.is_empty() {
-            errors.one_of(&path.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+            errors.one_of(
+                &path.child("effect"),
+                effect,
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+            );
         }
     }
 }
@@ -720,7 +833,11 @@ fn topology_spread(spec: &Map, path: &Path, errors: &mut Errors) {
             key => crate::names::qualified_at(key, &path.child("topologyKey"), errors),
         }
         let action = text(constraint, "whenUnsatisfiable");
-        errors.one_of(&path.child("whenUnsatisfiable"), action, &["DoNotSchedule", "ScheduleAnyway"]);
+        errors.one_of(
+            &path.child("whenUnsatisfiable"),
+            action,
+            &["DoNotSchedule", "ScheduleAnyway"],
+        );
     }
 }
 
@@ -732,7 +849,12 @@ fn host_aliases(spec: &Map, path: &Path, errors: &mut Errors) {
             errors.invalid(&path.child("ip"), ip, IP_FAULT);
         }
         for (at, name) in list(alias, "hostnames").iter().filter_map(Value::as_str).enumerate() {
-            report(&names::dns1123_subdomain(name), &path.child("hostnames").index(at), name, errors);
+            report(
+                &names::dns1123_subdomain(name),
+                &path.child("hostnames").index(at),
+                name,
+                errors,
+            );
         }
     }
 }
@@ -804,7 +926,10 @@ fn node_term(term: &Map, path: &Path, errors: &mut Errors) {
         let values = list(expression, "values").len();
         match text(expression, "operator") {
             "In" | "NotIn" if values == 0 => {
-                errors.required(&path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                errors.required(
+                    &path.child("values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
             }
             "Exists" | "DoesNotExist" if values > 0 => {
                 let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
@@ -815,7 +940,9 @@ fn node_term(term: &Map, path: &Path, errors: &mut Errors) {
                 errors.required(&path.child("values"), why);
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-            other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
+            other => {
+                errors.invalid(&path.child("operator"), other, "not a valid selector operator")
+            }
         }
         crate::names::qualified_at(text(expression, "key"), &path.child("key"), errors);
     }

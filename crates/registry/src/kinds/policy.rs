@@ -57,7 +57,9 @@ pub(crate) const BUDGETS: Facts = Facts {
         }
     },
     initial_status: |_| {
-        Some(value!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}))
+        Some(
+            value!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}),
+        )
     },
     generation: true,
     unconditional_update: false,
@@ -119,7 +121,9 @@ fn target(metric: &Map, status: Option<&Value>) -> String {
     let named = matches!(kind, "Resource" | "ContainerResource");
     let name = metric.str_at(&[at, "name"]).unwrap_or_default();
     match (named, wanted("averageValue")) {
-        (true, Some(average)) => format!("{name}: {}/{}", show(now("averageValue"), ""), show(Some(average), "")),
+        (true, Some(average)) => {
+            format!("{name}: {}/{}", show(now("averageValue"), ""), show(Some(average), ""))
+        }
         (true, None) => {
             let wanted = wanted("averageUtilization");
             let wanted = if wanted.is_none() { "<auto>".into() } else { show(wanted, "%") };
@@ -155,7 +159,11 @@ pub(crate) const AUTOSCALERS: Facts = Facts {
             errors.invalid(&path.child("maxReplicas"), most, "must be greater than 0");
         }
         if most != 0 && most < least {
-            errors.invalid(&path.child("maxReplicas"), most, "must be greater than or equal to `minReplicas`");
+            errors.invalid(
+                &path.child("maxReplicas"),
+                most,
+                "must be greater than or equal to `minReplicas`",
+            );
         }
         for field in ["kind", "name"] {
             if scaler.str_at(&["spec", "scaleTargetRef", field]).is_empty() {
@@ -168,7 +176,9 @@ pub(crate) const AUTOSCALERS: Facts = Facts {
         }
         let empty = Map::new();
         let spec = scaler.map_at(&["spec"]).unwrap_or(&empty);
-        if least == 0 && !maps(spec, "metrics").any(|m| matches!(text(m, "type"), "Object" | "External")) {
+        if least == 0
+            && !maps(spec, "metrics").any(|m| matches!(text(m, "type"), "Object" | "External"))
+        {
             let why = "must specify at least one Object or External metric to support scaling to zero replicas";
             errors.forbidden(&path.child("metrics"), why);
         }
@@ -184,7 +194,11 @@ pub(crate) const AUTOSCALERS: Facts = Facts {
             let average = metric.at(&[source(kind), "target", "averageValue"]).and_then(quantity);
             if average.is_some_and(|q| q.is_negative() || q.is_zero()) {
                 let path = path.child(source(kind)).child("target").child("averageValue");
-                errors.invalid(&path, average.map(|q| q.to_string()).unwrap_or_default(), "must be positive");
+                errors.invalid(
+                    &path,
+                    average.map(|q| q.to_string()).unwrap_or_default(),
+                    "must be positive",
+                );
             }
         }
         if most == 0 {
@@ -242,7 +256,8 @@ fn to_v1(scaler: &mut Object) {
         }
     };
     let metrics = take(scaler, &["spec", "metrics"]);
-    let (cpu, rest): (Vec<Value>, Vec<Value>) = metrics.into_iter().partition(|m| plain_cpu(m, "target").is_some());
+    let (cpu, rest): (Vec<Value>, Vec<Value>) =
+        metrics.into_iter().partition(|m| plain_cpu(m, "target").is_some());
     if let Some(percent) = cpu.first().and_then(|metric| plain_cpu(metric, "target")) {
         scaler.set_at(&["spec", "targetCPUUtilizationPercentage"], percent.clone());
     }
@@ -267,7 +282,9 @@ fn from_v1(scaler: &mut Object) {
         machinery::json::parse(text.as_str()?.as_bytes()).ok()
     };
     let mut metrics: Vec<Value> = Vec::new();
-    if let Some(percent) = scaler.remove_at(&["spec", "targetCPUUtilizationPercentage"]).and_then(|v| v.as_i64()) {
+    if let Some(percent) =
+        scaler.remove_at(&["spec", "targetCPUUtilizationPercentage"]).and_then(|v| v.as_i64())
+    {
         metrics.push(cpu_metric(percent).into());
     }
     if let Some(Value::List(rest)) = fetch(scaler, METRICS) {

@@ -26,7 +26,9 @@ static CLASS_COLUMNS: [Column; 6] = [
     },
     Column::text("Provisioner", |o, _| o.str_at(&["provisioner"]).into()),
     Column::text("ReclaimPolicy", |o, _| super::cells::text_or(o, &["reclaimPolicy"], "Delete")),
-    Column::text("VolumeBindingMode", |o, _| super::cells::text_or(o, &["volumeBindingMode"], "Immediate")),
+    Column::text("VolumeBindingMode", |o, _| {
+        super::cells::text_or(o, &["volumeBindingMode"], "Immediate")
+    }),
     Column::text("AllowVolumeExpansion", |o, _| boolean(o, &["allowVolumeExpansion"], false)),
     AGE,
 ];
@@ -37,7 +39,11 @@ pub(crate) const CLASSES: Facts = Facts {
         or(class.root_mut(), "volumeBindingMode", "Immediate");
     },
     validate: |class, errors| {
-        errors.one_of(&"reclaimPolicy".into(), class.str_at(&["reclaimPolicy"]), &["Delete", "Retain"]);
+        errors.one_of(
+            &"reclaimPolicy".into(),
+            class.str_at(&["reclaimPolicy"]),
+            &["Delete", "Retain"],
+        );
         let mode = class.str_at(&["volumeBindingMode"]);
         errors.one_of(&"volumeBindingMode".into(), mode, &["Immediate", "WaitForFirstConsumer"]);
         if class.str_at(&["provisioner"]).is_empty() {
@@ -65,10 +71,16 @@ pub(crate) const ATTRIBUTES_CLASSES: Facts =
 
 static ATTACHMENT_COLUMNS: [Column; 6] = [
     NAME,
-    Column { format: "name", ..Column::text("Attacher", |o, _| o.str_at(&["spec", "attacher"]).into()) },
+    Column {
+        format: "name",
+        ..Column::text("Attacher", |o, _| o.str_at(&["spec", "attacher"]).into())
+    },
     Column::text("PV", |o, _| o.str_at(&["spec", "source", "persistentVolumeName"]).into()),
     Column::text("Node", |o, _| o.str_at(&["spec", "nodeName"]).into()),
-    Column { kind: "boolean", ..Column::text("Attached", |o, _| boolean(o, &["status", "attached"], false)) },
+    Column {
+        kind: "boolean",
+        ..Column::text("Attached", |o, _| boolean(o, &["status", "attached"], false))
+    },
     AGE,
 ];
 
@@ -92,17 +104,29 @@ pub(crate) const ATTACHMENTS: Facts = Facts {
     ..PLAIN
 };
 
-static NODE_COLUMNS: [Column; 3] =
-    [NAME, Column::integer("Drivers", |o, _| (o.list_at(&["spec", "drivers"]).len() as i64).into()), AGE];
+static NODE_COLUMNS: [Column; 3] = [
+    NAME,
+    Column::integer("Drivers", |o, _| (o.list_at(&["spec", "drivers"]).len() as i64).into()),
+    AGE,
+];
 
 pub(crate) const CSI_NODES: Facts =
     Facts { unconditional_update: false, returns_deleted: true, columns: &NODE_COLUMNS, ..PLAIN };
 
 static DRIVER_COLUMNS: [Column; 8] = [
     NAME,
-    Column { kind: "boolean", ..Column::text("AttachRequired", |o, _| boolean(o, &["spec", "attachRequired"], true)) },
-    Column { kind: "boolean", ..Column::text("PodInfoOnMount", |o, _| boolean(o, &["spec", "podInfoOnMount"], false)) },
-    Column { kind: "boolean", ..Column::text("StorageCapacity", |o, _| boolean(o, &["spec", "storageCapacity"], false)) },
+    Column {
+        kind: "boolean",
+        ..Column::text("AttachRequired", |o, _| boolean(o, &["spec", "attachRequired"], true))
+    },
+    Column {
+        kind: "boolean",
+        ..Column::text("PodInfoOnMount", |o, _| boolean(o, &["spec", "podInfoOnMount"], false))
+    },
+    Column {
+        kind: "boolean",
+        ..Column::text("StorageCapacity", |o, _| boolean(o, &["spec", "storageCapacity"], false))
+    },
     Column::text("TokenRequests", |o, _| {
         let audiences: Vec<&str> = o
             .list_at(&["spec", "tokenRequests"])
@@ -113,7 +137,9 @@ static DRIVER_COLUMNS: [Column; 8] = [
     }),
     Column {
         kind: "boolean",
-        ..Column::text("RequiresRepublish", |o, _| boolean(o, &["spec", "requiresRepublish"], false))
+        ..Column::text("RequiresRepublish", |o, _| {
+            boolean(o, &["spec", "requiresRepublish"], false)
+        })
     },
     Column::text("Modes", |o, _| {
         let modes: Vec<&str> =
@@ -159,7 +185,8 @@ pub(crate) const CSI_CAPACITIES: Facts =
     Facts { unconditional_update: false, columns: &CAPACITY_COLUMNS, ..PLAIN };
 
 /// Dynamic resource allocation: deletes answer with the object.
-pub(crate) const RESOURCE_OBJECTS: Facts = Facts { returns_deleted: true, columns: &NAME_AGE, ..PLAIN };
+pub(crate) const RESOURCE_OBJECTS: Facts =
+    Facts { returns_deleted: true, columns: &NAME_AGE, ..PLAIN };
 
 static CLAIM_COLUMNS: [Column; 3] = [
     NAME,
@@ -174,7 +201,11 @@ static CLAIM_COLUMNS: [Column; 3] = [
             }
         } else {
             states.push("allocated");
-            states.push(if o.list_at(&["status", "reservedFor"]).is_empty() { "" } else { "reserved" });
+            states.push(if o.list_at(&["status", "reservedFor"]).is_empty() {
+                ""
+            } else {
+                "reserved"
+            });
         }
         states.into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(",").into()
     }),
@@ -198,7 +229,9 @@ static TAINT_COLUMNS: [Column; 6] = [
     Column::text("Key", |o, _| o.str_at(&["spec", "taint", "key"]).into()),
     Column::text("Value", |o, _| o.str_at(&["spec", "taint", "value"]).into()),
     Column::text("Effect", |o, _| o.str_at(&["spec", "taint", "effect"]).into()),
-    Column::text("TimeAdded", |o, cx| crate::table::age_of(o.str_at(&["spec", "taint", "timeAdded"]), cx).into()),
+    Column::text("TimeAdded", |o, cx| {
+        crate::table::age_of(o.str_at(&["spec", "taint", "timeAdded"]), cx).into()
+    }),
     AGE,
 ];
 

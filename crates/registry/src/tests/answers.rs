@@ -31,7 +31,8 @@ fn check(lines: &'static str, answers: usize) {
             let line = machinery::json::parse(line.as_bytes()).expect("JSON");
             let body = line.get("send").expect("something to send");
             let gvk = object(body.clone()).gvk().expect("a kind");
-            let (sent, _) = decode_object(body, &[], &gvk, FieldValidation::Ignore).expect("a body that decodes");
+            let (sent, _) = decode_object(body, &[], &gvk, FieldValidation::Ignore)
+                .expect("a body that decodes");
             let label = format!("{} {}", sent.kind(), sent.name());
             let answer = put(&w, sent).await;
             let Some(expected) = line.get("answer") else { continue };
@@ -47,21 +48,26 @@ fn check(lines: &'static str, answers: usize) {
 
 /// Creates, or replaces what exists.
 async fn put(w: &World, sent: Object) -> Value {
-    let resource = w.registry.resource_of_kind(&sent.gvk().expect("a kind")).expect("a served kind");
+    let resource =
+        w.registry.resource_of_kind(&sent.gvk().expect("a kind")).expect("a served kind");
     let mut cx = w.cx();
     cx.field_manager = "probe".into();
     let namespace = sent.namespace().to_owned();
-    let made = resource.create(&cx, &namespace, sent.clone(), &CreateOptions::default(), &AdmitAll).await;
+    let made =
+        resource.create(&cx, &namespace, sent.clone(), &CreateOptions::default(), &AdmitAll).await;
     let answer = match made {
         Err(status) if status.is_already_exists() => {
             let replace = |_: Option<&Object>| Ok(sent.clone());
             let options = UpdateOptions::default();
-            let done = resource.update(&cx, &namespace, sent.name(), "", &replace, &options, &AdmitAll).await;
+            let done = resource
+                .update(&cx, &namespace, sent.name(), "", &replace, &options, &AdmitAll)
+                .await;
             done.map(|(object, _)| object)
         }
         made => made,
     };
-    let answer = answer.unwrap_or_else(|status| Object::from_json(&status.to_json()).expect("a Status"));
+    let answer =
+        answer.unwrap_or_else(|status| Object::from_json(&status.to_json()).expect("a Status"));
     without_generated(answer)
 }
 

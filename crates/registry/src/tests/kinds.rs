@@ -1,7 +1,10 @@
 use machinery::value;
 
 use super::*;
-use crate::{WatchKind, kinds::core::{eviction, pods}};
+use crate::{
+    WatchKind,
+    kinds::core::{eviction, pods},
+};
 
 fn pod(name: &str) -> Value {
     value!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "ns"},
@@ -13,7 +16,11 @@ fn causes<T>(result: Result<T, Status>) -> Vec<String> {
         Ok(_) => vec!["no error".into()],
         Err(status) => {
             let details = status.details.unwrap_or_default();
-            details.causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+            details
+                .causes
+                .iter()
+                .map(|cause| format!("{}: {}", cause.field, cause.message))
+                .collect()
         }
     }
 }
@@ -38,7 +45,8 @@ fn pods_get_their_defaults_and_die_gracefully() {
         );
         let bound = w.get(&pods, "ns", "a").await.unwrap();
         assert_eq!(bound.str_at(&["spec", "nodeName"]), "n1");
-        let by_node = ListOptions { field_selector: "spec.nodeName=n1".into(), ..ListOptions::default() };
+        let by_node =
+            ListOptions { field_selector: "spec.nodeName=n1".into(), ..ListOptions::default() };
         assert_eq!(w.names(&pods, "", &by_node).await, ["a"]);
         let dying = w.delete(&pods, "ns", "a", DeleteOptions::default()).await.unwrap();
         assert!(!dying.is_gone());
@@ -104,7 +112,10 @@ fn a_pods_spec_is_fixed_but_for_its_images() {
             })
             .await
             .unwrap();
-        assert_eq!((status.str_at(&["status", "phase"]), status.at(&["spec", "hostname"])), ("Running", None));
+        assert_eq!(
+            (status.str_at(&["status", "phase"]), status.at(&["spec", "hostname"])),
+            ("Running", None)
+        );
     });
 }
 
@@ -119,8 +130,19 @@ fn namespaces_wait_for_their_finalizer() {
         let dying = w.get(&namespaces, "", "a").await.unwrap();
         assert_eq!(dying.str_at(&["status", "phase"]), "Terminating");
         assert!(dying.is_deleting() && dying.deletion_grace_period_seconds().is_none());
-        let mut watch = namespaces.watch(None, &ListOptions { resource_version: dying.resource_version().into(), ..ListOptions::default() }).await.unwrap();
-        w.edit(&namespaces, ("", "a"), "finalize", |o| o.set_at(&["spec"], value!({}))).await.unwrap();
+        let mut watch = namespaces
+            .watch(
+                None,
+                &ListOptions {
+                    resource_version: dying.resource_version().into(),
+                    ..ListOptions::default()
+                },
+            )
+            .await
+            .unwrap();
+        w.edit(&namespaces, ("", "a"), "finalize", |o| o.set_at(&["spec"], value!({})))
+            .await
+            .unwrap();
         assert_eq!(watch.next().await.unwrap().kind, WatchKind::Deleted);
         assert!(w.get(&namespaces, "", "a").await.unwrap_err().is_not_found());
     });
@@ -134,7 +156,10 @@ fn secrets_take_texts_and_keep_their_type() {
         let made = w.create(&secrets, body).await.unwrap();
         assert_eq!((made.str_at(&["data", "k"]), made.at(&["stringData"])), ("dg==", None));
         let changed = w.edit(&secrets, ("ns", "a"), "", |o| o.set_at(&["type"], "x")).await;
-        assert_eq!(text(changed), "Secret \"a\" is invalid: type: Invalid value: \"x\": field is immutable");
+        assert_eq!(
+            text(changed),
+            "Secret \"a\" is invalid: type: Invalid value: \"x\": field is immutable"
+        );
     });
 }
 
@@ -146,23 +171,43 @@ fn service(name: &str, spec: Value) -> Value {
 
 #[test]
 fn services_claim_addresses_and_ports_once() {
-    let options = Options { service_cidrs: vec!["10.0.0.0/28".into()], node_ports: (30_000, 30_003), ..Options::default() };
+    let options = Options {
+        service_cidrs: vec!["10.0.0.0/28".into()],
+        node_ports: (30_000, 30_003),
+        ..Options::default()
+    };
     run(options, |w| async move {
         let services = w.core("services");
         let web = value!({"type": "NodePort", "ports": [{"port": 80}], "selector": {"app": "web"}});
         let made = w.create(&services, service("web", web.clone())).await.unwrap();
         let address = made.str_at(&["spec", "clusterIP"]).to_owned();
-        assert!(address.starts_with("10.0.0.") && made.list_at(&["spec", "clusterIPs"])[0].as_str() == Some(&address));
+        assert!(
+            address.starts_with("10.0.0.")
+                && made.list_at(&["spec", "clusterIPs"])[0].as_str() == Some(&address)
+        );
         let port = made.list_at(&["spec", "ports"])[0].get("nodePort").unwrap().as_i64().unwrap();
         assert!((30_000..=30_003).contains(&port));
         let mut fixed = web.clone();
         fixed.as_map_mut().unwrap().insert("clusterIP", address.as_str());
         let taken = causes(w.create(&services, service("other", fixed)).await);
-        assert_eq!(taken, [format!("spec.clusterIPs: Invalid value: [\"{address}\"]: failed to allocate IP {address}: provided IP is already allocated")]);
+        assert_eq!(
+            taken,
+            [format!(
+                "spec.clusterIPs: Invalid value: [\"{address}\"]: failed to allocate IP {address}: provided IP is already allocated"
+            )]
+        );
         let node = value!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
         let taken = causes(w.create(&services, service("other", node)).await);
-        assert_eq!(taken, [format!("spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated")]);
-        let moved = w.edit(&services, ("ns", "web"), "", |o| o.set_at(&["spec", "type"], "ClusterIP")).await.unwrap();
+        assert_eq!(
+            taken,
+            [format!(
+                "spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated"
+            )]
+        );
+        let moved = w
+            .edit(&services, ("ns", "web"), "", |o| o.set_at(&["spec", "type"], "ClusterIP"))
+            .await
+            .unwrap();
         assert_eq!(moved.list_at(&["spec", "ports"])[0].get("nodePort"), None);
         let gone = w.delete(&services, "ns", "web", DeleteOptions::default()).await.unwrap();
         assert!(gone.is_gone());
@@ -174,7 +219,11 @@ fn services_claim_addresses_and_ports_once() {
 
 #[test]
 fn racing_services_share_no_address() {
-    let options = Options { service_cidrs: vec!["10.0.0.0/28".into()], node_ports: (30_000, 30_019), ..Options::default() };
+    let options = Options {
+        service_cidrs: vec!["10.0.0.0/28".into()],
+        node_ports: (30_000, 30_019),
+        ..Options::default()
+    };
     run(options, |w| async move {
         let services = w.core("services");
         let makers = (0..20).map(|at| {
@@ -183,12 +232,15 @@ fn racing_services_share_no_address() {
         });
         let done: Vec<_> = futures::future::join_all(makers).await;
         let made: Vec<&Object> = done.iter().filter_map(|d| d.as_ref().ok()).collect();
-        let mut addresses: Vec<&str> = made.iter().map(|o| o.str_at(&["spec", "clusterIP"])).collect();
+        let mut addresses: Vec<&str> =
+            made.iter().map(|o| o.str_at(&["spec", "clusterIP"])).collect();
         addresses.sort_unstable();
         addresses.dedup();
         assert_eq!((made.len(), addresses.len()), (14, 14), "the block holds 14");
-        let mut ports: Vec<i64> =
-            made.iter().map(|o| o.list_at(&["spec", "ports"])[0].get("nodePort").unwrap().as_i64().unwrap()).collect();
+        let mut ports: Vec<i64> = made
+            .iter()
+            .map(|o| o.list_at(&["spec", "ports"])[0].get("nodePort").unwrap().as_i64().unwrap())
+            .collect();
         ports.sort_unstable();
         ports.dedup();
         assert_eq!(ports.len(), 14);
@@ -229,16 +281,29 @@ fn evictions_spend_the_budget() {
         .unwrap();
         let evict = |name: &'static str| {
             let (pods, cx) = (pods.clone(), w.cx());
-            async move { eviction::evict(&pods, &cx, "ns", name, &DeleteOptions::default(), &AdmitAll).await }
+            async move {
+                eviction::evict(&pods, &cx, "ns", name, &DeleteOptions::default(), &AdmitAll).await
+            }
         };
-        let stale = DeleteOptions { precondition_resource_version: Some("2".into()), ..DeleteOptions::default() };
-        let refused = eviction::evict(&pods, &w.cx(), "ns", "b", &stale, &AdmitAll).await.unwrap_err();
+        let stale = DeleteOptions {
+            precondition_resource_version: Some("2".into()),
+            ..DeleteOptions::default()
+        };
+        let refused =
+            eviction::evict(&pods, &w.cx(), "ns", "b", &stale, &AdmitAll).await.unwrap_err();
         assert!(refused.is_conflict());
-        w.edit(&budgets, ("ns", "pdb"), "status", |o| o.set_at(&["status", "disruptionsAllowed"], 1)).await.unwrap();
+        w.edit(&budgets, ("ns", "pdb"), "status", |o| {
+            o.set_at(&["status", "disruptionsAllowed"], 1)
+        })
+        .await
+        .unwrap();
         evict("a").await.unwrap();
         assert!(w.get(&pods, "ns", "a").await.unwrap_err().is_not_found());
         let refused = evict("b").await.unwrap_err();
-        assert_eq!((refused.code, refused.message.as_str()), (429, "Cannot evict pod as it would violate the pod's disruption budget."));
+        assert_eq!(
+            (refused.code, refused.message.as_str()),
+            (429, "Cannot evict pod as it would violate the pod's disruption budget.")
+        );
     });
 }
 
@@ -249,7 +314,10 @@ fn events_vanish_and_have_two_shapes() {
         let body = value!({"metadata": {"name": "e", "namespace": "ns"}, "involvedObject": {"namespace": "ns", "name": "p", "kind": "Pod"}, "message": "m", "reason": "R", "type": "Normal"});
         w.create(&old, body).await.unwrap();
         let seen = w.get(&new, "ns", "e").await.unwrap();
-        assert_eq!((seen.api_version(), seen.str_at(&["note"]), seen.str_at(&["regarding", "name"])), ("events.k8s.io/v1", "m", "p"));
+        assert_eq!(
+            (seen.api_version(), seen.str_at(&["note"]), seen.str_at(&["regarding", "name"])),
+            ("events.k8s.io/v1", "m", "p")
+        );
         w.env.sleep(std::time::Duration::from_secs(200)).await;
         assert!(w.get(&old, "ns", "e").await.unwrap_err().is_not_found());
     });
@@ -266,9 +334,15 @@ fn deployments_are_defaulted_and_count_generations() {
         assert_eq!(made.i64_at(&["spec", "replicas"]), Some(1));
         assert_eq!(made.str_at(&["spec", "strategy", "rollingUpdate", "maxSurge"]), "25%");
         assert_eq!(made.str_at(&["spec", "template", "spec", "restartPolicy"]), "Always");
-        let scaled = w.edit(&deployments, ("ns", "d"), "", |o| o.set_at(&["spec", "replicas"], 3)).await.unwrap();
+        let scaled = w
+            .edit(&deployments, ("ns", "d"), "", |o| o.set_at(&["spec", "replicas"], 3))
+            .await
+            .unwrap();
         assert_eq!(scaled.generation(), 2);
-        let status = w.edit(&deployments, ("ns", "d"), "status", |o| o.set_at(&["status", "replicas"], 3)).await.unwrap();
+        let status = w
+            .edit(&deployments, ("ns", "d"), "status", |o| o.set_at(&["status", "replicas"], 3))
+            .await
+            .unwrap();
         assert_eq!(status.generation(), 2);
         let mut wrong = object(body);
         wrong.set_name("e");
@@ -285,7 +359,9 @@ fn every_line_of_the_table_is_a_served_resource() {
     run(Options::default(), |w| async move {
         let served = w.registry.resources();
         for (group, resource) in crate::kinds::table() {
-            let known = served.values().any(|r| r.info().storage.group == group && r.info().resource() == resource);
+            let known = served
+                .values()
+                .any(|r| r.info().storage.group == group && r.info().resource() == resource);
             assert!(known, "{resource}.{group}");
         }
     });
@@ -300,7 +376,9 @@ fn owners_of_fields_are_recorded() {
             cx.field_manager = manager.into();
             cx
         };
-        let body = object(value!({"metadata": {"name": "a", "namespace": "ns"}, "data": {"x": "1", "y": "1"}}));
+        let body = object(
+            value!({"metadata": {"name": "a", "namespace": "ns"}, "data": {"x": "1", "y": "1"}}),
+        );
         maps.create(&by("one"), "ns", body, &CreateOptions::default(), &AdmitAll).await.unwrap();
         let change = |current: Option<&Object>| {
             let mut object = current.cloned().unwrap();
@@ -308,7 +386,8 @@ fn owners_of_fields_are_recorded() {
             Ok(object)
         };
         let options = UpdateOptions::default();
-        let (changed, _) = maps.update(&by("two"), "ns", "a", "", &change, &options, &AdmitAll).await.unwrap();
+        let (changed, _) =
+            maps.update(&by("two"), "ns", "a", "", &change, &options, &AdmitAll).await.unwrap();
         let owners: Vec<(String, String)> = changed
             .list_at(&["metadata", "managedFields"])
             .iter()

@@ -54,10 +54,17 @@ fn pages_show_one_moment() {
             options.continue_token = page.continue_token;
         }
         assert_eq!(names, ["m2", "m3", "m4"]);
-        w.registry.store().compact(w.registry.store().current_revision().await.unwrap()).await.unwrap();
+        w.registry
+            .store()
+            .compact(w.registry.store().current_revision().await.unwrap())
+            .await
+            .unwrap();
         options.continue_token = first.continue_token;
         let expired = maps.list(Some("ns"), &options).await.map(|_| ()).unwrap_err();
-        assert!(expired.is_expired() && expired.message.starts_with("The provided continue parameter is too old"));
+        assert!(
+            expired.is_expired()
+                && expired.message.starts_with("The provided continue parameter is too old")
+        );
         options.continue_token = crate::continue_of(&expired).unwrap().into();
         let rest = maps.list(Some("ns"), &options).await.unwrap();
         assert_eq!(rest.entries.iter().map(|e| e.name()).collect::<Vec<_>>(), ["m2", "m4"]);
@@ -96,7 +103,10 @@ fn a_list_is_put_together_from_bytes() {
         let list = Object::from_json(&json).unwrap();
         assert_eq!((list.kind(), list.list_at(&["items"]).len()), ("ConfigMapList", 2));
         assert!(list.list_at(&["items"])[0].get("kind").is_none());
-        assert_eq!(list.list_at(&["items"])[1].at(&["metadata", "name"]).unwrap().as_str(), Some("m1"));
+        assert_eq!(
+            list.list_at(&["items"])[1].at(&["metadata", "name"]).unwrap().as_str(),
+            Some("m1")
+        );
         assert!(w.registry.encoded_bytes() > 0);
     });
 }

@@ -14,8 +14,8 @@ use machinery::{Object, Value};
 use stdx::{Env, files::RealFiles};
 
 use crate::{
-    AdmitAll, CreateOptions, DeleteOptions, Deleted, GetOptions, ListOptions, Options, Registry, RequestContext,
-    Resource, UpdateOptions,
+    AdmitAll, CreateOptions, DeleteOptions, Deleted, GetOptions, ListOptions, Options, Registry,
+    RequestContext, Resource, UpdateOptions,
 };
 
 /// Runs a scenario on a fresh registry.
@@ -26,7 +26,9 @@ where
 {
     let dir = tempfile::tempdir().expect("a temporary directory");
     stdx::env::simulate(7, Arc::new(RealFiles), |env| async move {
-        let store = store::embedded::Embedded::open(&env, dir.path(), Default::default()).await.expect("a new store");
+        let store = store::embedded::Embedded::open(&env, dir.path(), Default::default())
+            .await
+            .expect("a new store");
         let registry = Registry::open(env.clone(), store.clone(), options);
         scenario(World { env, registry }).await;
         store.close().await;
@@ -49,7 +51,11 @@ impl World {
     }
 
     pub fn at(&self, group: &str, version: &str, resource: &str) -> Arc<Resource> {
-        let gvr = GroupVersionResource { group: group.into(), version: version.into(), resource: resource.into() };
+        let gvr = GroupVersionResource {
+            group: group.into(),
+            version: version.into(),
+            resource: resource.into(),
+        };
         self.registry.resource(&gvr).unwrap_or_else(|| panic!("{gvr} is served"))
     }
 
@@ -63,7 +69,12 @@ impl World {
         at.create(&self.cx(), &namespace, object, &CreateOptions::default(), &AdmitAll).await
     }
 
-    pub async fn get(&self, at: &Arc<Resource>, namespace: &str, name: &str) -> Result<Object, Status> {
+    pub async fn get(
+        &self,
+        at: &Arc<Resource>,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Object, Status> {
         at.get(namespace, name, &GetOptions::default()).await?.object()
     }
 
@@ -82,7 +93,9 @@ impl World {
         };
         let options = UpdateOptions::default();
         let (namespace, name) = key;
-        let done = at.update(&self.cx(), namespace, name, subresource, &change, &options, &AdmitAll).await?;
+        let done = at
+            .update(&self.cx(), namespace, name, subresource, &change, &options, &AdmitAll)
+            .await?;
         Ok(done.0)
     }
 
@@ -96,7 +109,12 @@ impl World {
         at.delete(&self.cx(), namespace, name, &options, &AdmitAll).await
     }
 
-    pub async fn names(&self, at: &Arc<Resource>, namespace: &str, options: &ListOptions) -> Vec<String> {
+    pub async fn names(
+        &self,
+        at: &Arc<Resource>,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Vec<String> {
         let list = at.list(Some(namespace), options).await.expect("a list");
         list.entries.iter().map(|entry| entry.name().to_owned()).collect()
     }

@@ -15,7 +15,8 @@ fn an_object_lives_through_all_verbs() {
         assert_eq!(w.get(&maps, "ns", "a").await.unwrap(), made);
         let again = w.create(&maps, value!({"metadata": {"name": "a", "namespace": "ns"}})).await;
         assert_eq!(text(again), "configmaps \"a\" already exists");
-        let changed = w.edit(&maps, ("ns", "a"), "", |o| o.set_at(&["data", "k"], "2")).await.unwrap();
+        let changed =
+            w.edit(&maps, ("ns", "a"), "", |o| o.set_at(&["data", "k"], "2")).await.unwrap();
         assert!(changed.revision() > made.revision());
         let same = w.edit(&maps, ("ns", "a"), "", |o| o.set_resource_version("")).await.unwrap();
         assert_eq!(same.revision(), changed.revision(), "nothing changed, nothing is written");
@@ -34,7 +35,12 @@ fn an_object_lives_through_all_verbs() {
 fn metadata_follows_its_rules() {
     run(Options::default(), |w| async move {
         let maps = w.core("configmaps");
-        let bad = w.create(&maps, value!({"metadata": {"name": "A_b", "namespace": "ns", "labels": {"x": "a b"}}})).await;
+        let bad = w
+            .create(
+                &maps,
+                value!({"metadata": {"name": "A_b", "namespace": "ns", "labels": {"x": "a b"}}}),
+            )
+            .await;
         let bad = bad.unwrap_err();
         let fields: Vec<&str> =
             bad.details.as_ref().unwrap().causes.iter().map(|cause| cause.field.as_str()).collect();
@@ -44,7 +50,10 @@ fn metadata_follows_its_rules() {
             text(nameless),
             "ConfigMap \"\" is invalid: metadata.name: Required value: name or generateName is required"
         );
-        let generated = w.create(&maps, value!({"metadata": {"generateName": "x-", "namespace": "ns"}})).await.unwrap();
+        let generated = w
+            .create(&maps, value!({"metadata": {"generateName": "x-", "namespace": "ns"}}))
+            .await
+            .unwrap();
         assert_eq!(generated.name().len(), "x-".len() + 5);
         let other = maps
             .create(&w.cx(), "other", generated.clone(), &CreateOptions::default(), &AdmitAll)
@@ -88,9 +97,15 @@ fn finalizers_hold_a_deleted_object() {
 fn propagation_becomes_a_finalizer() {
     run(Options::default(), |w| async move {
         let maps = w.core("configmaps");
-        for (policy, finalizer) in [(Propagation::Foreground, "foregroundDeletion"), (Propagation::Orphan, "orphan")] {
-            let made = w.create(&maps, value!({"metadata": {"generateName": "a", "namespace": "ns"}})).await.unwrap();
-            let options = DeleteOptions { propagation_policy: Some(policy), ..DeleteOptions::default() };
+        for (policy, finalizer) in
+            [(Propagation::Foreground, "foregroundDeletion"), (Propagation::Orphan, "orphan")]
+        {
+            let made = w
+                .create(&maps, value!({"metadata": {"generateName": "a", "namespace": "ns"}}))
+                .await
+                .unwrap();
+            let options =
+                DeleteOptions { propagation_policy: Some(policy), ..DeleteOptions::default() };
             w.delete(&maps, "ns", made.name(), options).await.unwrap();
             let held = w.get(&maps, "ns", made.name()).await.unwrap();
             assert_eq!(held.finalizers().collect::<Vec<_>>(), [finalizer]);
@@ -103,9 +118,12 @@ fn preconditions_guard_a_delete() {
     run(Options::default(), |w| async move {
         let maps = w.core("configmaps");
         w.create(&maps, value!({"metadata": {"name": "a", "namespace": "ns"}})).await.unwrap();
-        let options = DeleteOptions { precondition_uid: Some("u".into()), ..DeleteOptions::default() };
+        let options =
+            DeleteOptions { precondition_uid: Some("u".into()), ..DeleteOptions::default() };
         let refused = w.delete(&maps, "ns", "a", options).await.unwrap_err();
-        assert!(refused.is_conflict() && refused.message.contains("the UID in the precondition (u)"));
+        assert!(
+            refused.is_conflict() && refused.message.contains("the UID in the precondition (u)")
+        );
     });
 }
 
@@ -116,7 +134,8 @@ fn a_dry_run_writes_nothing() {
         let mut cx = w.cx();
         cx.dry_run = true;
         let body = object(value!({"metadata": {"name": "a", "namespace": "ns"}}));
-        let made = maps.create(&cx, "ns", body, &CreateOptions::default(), &AdmitAll).await.unwrap();
+        let made =
+            maps.create(&cx, "ns", body, &CreateOptions::default(), &AdmitAll).await.unwrap();
         assert!(!made.uid().is_empty() && made.resource_version().is_empty());
         assert!(w.get(&maps, "ns", "a").await.unwrap_err().is_not_found());
     });
@@ -126,7 +145,9 @@ fn a_dry_run_writes_nothing() {
 fn racing_updates_all_count() {
     run(Options::default(), |w| async move {
         let maps = w.core("configmaps");
-        w.create(&maps, value!({"metadata": {"name": "a", "namespace": "ns"}, "data": {"n": "0"}})).await.unwrap();
+        w.create(&maps, value!({"metadata": {"name": "a", "namespace": "ns"}, "data": {"n": "0"}}))
+            .await
+            .unwrap();
         let writers = (0..20).map(|_| {
             w.edit(&maps, ("ns", "a"), "", |o| {
                 let n: i64 = o.str_at(&["data", "n"]).parse().unwrap();

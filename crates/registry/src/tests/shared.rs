@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use futures::StreamExt;
 use machinery::value;
-use store::{LeaseId, Range, RangeResult, Revision, Stats, Store, Txn, TxnResult, Watch, WatchRequest};
+use store::{
+    LeaseId, Range, RangeResult, Revision, Stats, Store, Txn, TxnResult, Watch, WatchRequest,
+};
 use tokio::sync::watch;
 
 use super::*;
@@ -13,7 +15,8 @@ use crate::WatchKind;
 
 /// Two registries, as two servers have them.
 async fn two(w: &World) -> (World, World) {
-    let open = || Registry::open(w.env.clone(), w.registry.store().clone(), w.registry.options().clone());
+    let open =
+        || Registry::open(w.env.clone(), w.registry.store().clone(), w.registry.options().clone());
     (World { env: w.env.clone(), registry: open() }, World { env: w.env.clone(), registry: open() })
 }
 
@@ -24,7 +27,10 @@ fn servers_on_one_store_see_each_other() {
         let (maps_a, maps_b) = (a.core("configmaps"), b.core("configmaps"));
         let body = value!({"metadata": {"name": "m", "namespace": "ns"}, "data": {"n": "0"}});
         let made = a.create(&maps_a, body).await.unwrap();
-        let options = ListOptions { resource_version: made.resource_version().into(), ..ListOptions::default() };
+        let options = ListOptions {
+            resource_version: made.resource_version().into(),
+            ..ListOptions::default()
+        };
         let mut stream = maps_a.watch(None, &options).await.unwrap();
         let count = |o: &mut Object| {
             let n: i64 = o.str_at(&["data", "n"]).parse().unwrap();
@@ -47,8 +53,11 @@ fn servers_on_one_store_see_each_other() {
 
 #[test]
 fn servers_on_one_store_share_no_address() {
-    let options =
-        Options { service_cidrs: vec!["10.0.0.0/28".into()], node_ports: (30_000, 30_031), ..Options::default() };
+    let options = Options {
+        service_cidrs: vec!["10.0.0.0/28".into()],
+        node_ports: (30_000, 30_031),
+        ..Options::default()
+    };
     run(options, |w| async move {
         let (a, b) = two(&w).await;
         let makers = (0..14).map(|at| {
@@ -59,9 +68,15 @@ fn servers_on_one_store_share_no_address() {
             async move { world.create(&at, service.into_value()).await.unwrap() }
         });
         let made = futures::future::join_all(makers).await;
-        let distinct = |values: Vec<String>| values.into_iter().collect::<std::collections::BTreeSet<_>>().len();
-        assert_eq!(distinct(made.iter().map(|o| o.str_at(&["spec", "clusterIP"]).to_owned()).collect()), 14);
-        let ports = made.iter().map(|o| format!("{:?}", o.list_at(&["spec", "ports"])[0].get("nodePort")));
+        let distinct = |values: Vec<String>| {
+            values.into_iter().collect::<std::collections::BTreeSet<_>>().len()
+        };
+        assert_eq!(
+            distinct(made.iter().map(|o| o.str_at(&["spec", "clusterIP"]).to_owned()).collect()),
+            14
+        );
+        let ports =
+            made.iter().map(|o| format!("{:?}", o.list_at(&["spec", "ports"])[0].get("nodePort")));
         assert_eq!(distinct(ports.collect()), 14);
     });
 }
@@ -119,7 +134,10 @@ fn a_broken_watch_ends_the_watchers_and_the_cache_lists_again() {
         let maps = w.core("configmaps");
         let make = |name: &str| value!({"metadata": {"name": name, "namespace": "ns"}});
         let first = w.create(&maps, make("a")).await.unwrap();
-        let options = ListOptions { resource_version: first.resource_version().into(), ..ListOptions::default() };
+        let options = ListOptions {
+            resource_version: first.resource_version().into(),
+            ..ListOptions::default()
+        };
         let mut stream = maps.watch(None, &options).await.unwrap();
         store.breaks.send_modify(|n| *n += 1);
         let unseen = w.create(&maps, make("b")).await.unwrap();
@@ -131,7 +149,12 @@ fn a_broken_watch_ends_the_watchers_and_the_cache_lists_again() {
             Err(status) => {
                 assert!(status.is_expired());
                 let version = unseen.resource_version().to_owned();
-                maps.watch(None, &ListOptions { resource_version: version, ..ListOptions::default() }).await.unwrap()
+                maps.watch(
+                    None,
+                    &ListOptions { resource_version: version, ..ListOptions::default() },
+                )
+                .await
+                .unwrap()
             }
         };
         w.create(&maps, make("c")).await.unwrap();

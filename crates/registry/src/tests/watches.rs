@@ -6,14 +6,21 @@ use super::*;
 use crate::{WatchKind, WatchStream};
 
 fn watch_options(version: &str) -> ListOptions {
-    ListOptions { resource_version: version.into(), allow_watch_bookmarks: true, ..ListOptions::default() }
+    ListOptions {
+        resource_version: version.into(),
+        allow_watch_bookmarks: true,
+        ..ListOptions::default()
+    }
 }
 
 async fn put(w: &World, maps: &Arc<Resource>, name: &str, label: &str) -> Object {
     let body = value!({"metadata": {"name": name, "namespace": "ns", "labels": {"l": label}}});
     match w.create(maps, body).await {
         Ok(made) => made,
-        Err(_) => w.edit(maps, ("ns", name), "", |o| o.set_at(&["metadata", "labels", "l"], label)).await.unwrap(),
+        Err(_) => w
+            .edit(maps, ("ns", name), "", |o| o.set_at(&["metadata", "labels", "l"], label))
+            .await
+            .unwrap(),
     }
 }
 
@@ -21,7 +28,11 @@ async fn take(stream: &mut WatchStream, count: usize) -> Vec<String> {
     let mut seen = Vec::new();
     for _ in 0..count {
         let event = stream.next().await.expect("an event");
-        seen.push(format!("{} {}", event.kind.as_str(), event.entry().map_or("", |entry| entry.name())));
+        seen.push(format!(
+            "{} {}",
+            event.kind.as_str(),
+            event.entry().map_or("", |entry| entry.name())
+        ));
     }
     seen
 }
@@ -31,7 +42,8 @@ fn a_watch_sees_what_follows_its_revision() {
     run(Options::default(), |w| async move {
         let maps = w.core("configmaps");
         let first = put(&w, &maps, "a", "1").await;
-        let mut from_first = maps.watch(None, &watch_options(first.resource_version())).await.unwrap();
+        let mut from_first =
+            maps.watch(None, &watch_options(first.resource_version())).await.unwrap();
         let mut all = maps.watch(None, &watch_options("")).await.unwrap();
         put(&w, &maps, "b", "1").await;
         put(&w, &maps, "a", "2").await;
@@ -46,7 +58,8 @@ fn a_selector_adds_what_enters_and_deletes_what_leaves() {
     run(Options::default(), |w| async move {
         let maps = w.core("configmaps");
         let first = put(&w, &maps, "x", "0").await;
-        let options = ListOptions { label_selector: "l=1".into(), ..watch_options(first.resource_version()) };
+        let options =
+            ListOptions { label_selector: "l=1".into(), ..watch_options(first.resource_version()) };
         let mut stream = maps.watch(Some("ns"), &options).await.unwrap();
         put(&w, &maps, "a", "1").await;
         put(&w, &maps, "b", "2").await;
@@ -80,7 +93,11 @@ fn initial_events_end_with_a_bookmark() {
         assert_eq!(object.annotation("k8s.io/initial-events-end"), Some("true"));
         assert!(object.revision() >= last.revision());
         let wrong = ListOptions { send_initial_events: Some(true), ..watch_options("") };
-        assert!(text(maps.watch(None, &wrong).await.map(|_| ())).contains("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+        assert!(
+            text(maps.watch(None, &wrong).await.map(|_| ())).contains(
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+            )
+        );
     });
 }
 
@@ -89,11 +106,14 @@ fn an_idle_watch_gets_bookmarks_and_ends_in_time() {
     run(Options::default(), |w| async move {
         let maps = w.core("configmaps");
         let first = put(&w, &maps, "a", "1").await;
-        let options =
-            ListOptions { timeout: Some(Duration::from_secs(90)), ..watch_options(first.resource_version()) };
+        let options = ListOptions {
+            timeout: Some(Duration::from_secs(90)),
+            ..watch_options(first.resource_version())
+        };
         let mut stream = maps.watch(None, &options).await.unwrap();
         // A write elsewhere moves the store on without an event here.
-        let elsewhere = w.create(&w.core("nodes"), value!({"metadata": {"name": "n"}})).await.unwrap();
+        let elsewhere =
+            w.create(&w.core("nodes"), value!({"metadata": {"name": "n"}})).await.unwrap();
         let bookmark = stream.next().await.unwrap();
         assert_eq!(bookmark.kind, WatchKind::Bookmark);
         assert!(Some(bookmark.revision) >= elsewhere.revision());
@@ -116,8 +136,14 @@ fn what_the_log_forgot_is_expired_and_a_slow_watcher_ends_alone() {
             assert_eq!(take(&mut quick, 1).await, ["MODIFIED a"]);
         }
         assert!(slow.next().await.is_none());
-        let old = maps.watch(None, &watch_options(first.resource_version())).await.map(|_| ()).unwrap_err();
-        let floor = old.message.strip_prefix(&format!("too old resource version: {} (", first.resource_version()));
+        let old = maps
+            .watch(None, &watch_options(first.resource_version()))
+            .await
+            .map(|_| ())
+            .unwrap_err();
+        let floor = old
+            .message
+            .strip_prefix(&format!("too old resource version: {} (", first.resource_version()));
         assert!(old.is_expired() && floor.is_some_and(|rest| rest.ends_with(')')), "{old}");
     });
 }
@@ -130,9 +156,12 @@ fn events_are_encoded_once() {
         let mut one = maps.watch(None, &watch_options(first.resource_version())).await.unwrap();
         let mut two = maps.watch(None, &watch_options(first.resource_version())).await.unwrap();
         put(&w, &maps, "b", "1").await;
-        let (one, two) = (one.next().await.unwrap().json().unwrap(), two.next().await.unwrap().json().unwrap());
+        let (one, two) =
+            (one.next().await.unwrap().json().unwrap(), two.next().await.unwrap().json().unwrap());
         assert_eq!(one.as_ptr(), two.as_ptr());
-        assert!(one.starts_with(b"{\"type\":\"ADDED\",\"object\":{\"kind\":\"ConfigMap\",\"apiVersion\":\"v1\","));
+        assert!(one.starts_with(
+            b"{\"type\":\"ADDED\",\"object\":{\"kind\":\"ConfigMap\",\"apiVersion\":\"v1\","
+        ));
     });
 }
 
@@ -157,11 +186,13 @@ fn resumed_watches_have_no_gap_and_no_duplicate() {
                     put(&w, &maps, "end", "end").await
                 })
             };
-            let mut state: BTreeMap<String, i64> = BTreeMap::from([("m0".into(), start.revision().unwrap())]);
+            let mut state: BTreeMap<String, i64> =
+                BTreeMap::from([("m0".into(), start.revision().unwrap())]);
             let mut revision = start.revision().unwrap();
             let mut events = 0;
             'resume: loop {
-                let mut stream = maps.watch(None, &watch_options(&revision.to_string())).await.unwrap();
+                let mut stream =
+                    maps.watch(None, &watch_options(&revision.to_string())).await.unwrap();
                 for _ in 0..(seed + 1) {
                     let event = stream.next().await.unwrap();
                     assert!(event.revision > revision, "revisions only rise");
@@ -182,8 +213,11 @@ fn resumed_watches_have_no_gap_and_no_duplicate() {
             }
             assert!(writer.await.is_some() && events > 30);
             let list = maps.list(None, &ListOptions::default()).await.unwrap();
-            let listed: BTreeMap<String, i64> =
-                list.entries.iter().map(|entry| (entry.name().to_owned(), entry.revision)).collect();
+            let listed: BTreeMap<String, i64> = list
+                .entries
+                .iter()
+                .map(|entry| (entry.name().to_owned(), entry.revision))
+                .collect();
             assert_eq!(state, listed);
         });
     }

@@ -39,15 +39,14 @@ fn decompressed(store: &Store, file: &fs::File) -> Result<Option<PathBuf>> {
     let mut reader = file;
     let length = reader.read(&mut beginning).during(|| "reading the image".to_owned())?;
     reader.rewind().during(|| "reading the image".to_owned())?;
-    let plain = !beginning[..length].starts_with(&[0x1f, 0x8b])
-        && beginning != [0x28, 0xb5, 0x2f, 0xfd];
+    let plain =
+        !beginning[..length].starts_with(&[0x1f, 0x8b]) && beginning != [0x28, 0xb5, 0x2f, 0xfd];
     if plain {
         return Ok(None);
     }
     let spool = store.temporary("plain");
-    let copied = decompress(BufReader::new(reader)).and_then(|mut plain| {
-        io::copy(&mut plain, &mut fs::File::create(&spool)?)
-    });
+    let copied = decompress(BufReader::new(reader))
+        .and_then(|mut plain| io::copy(&mut plain, &mut fs::File::create(&spool)?));
     match copied {
         Ok(_) => Ok(Some(spool)),
         Err(error) => {
@@ -226,7 +225,8 @@ fn load_docker(store: &Store, source: &Source) -> Result<Vec<String>> {
     let mut loaded = Vec::new();
     for manifest in manifests {
         let tags = manifest.repo_tags.unwrap_or_default();
-        let tags: BTreeSet<String> = tags.iter().map(|tag| full_name(tag)).collect::<Result<_>>()?;
+        let tags: BTreeSet<String> =
+            tags.iter().map(|tag| full_name(tag)).collect::<Result<_>>()?;
         let layers = manifest.layers.into_iter().map(|path| source.layer(path, None)).collect();
         let config = source.document(&manifest.config)?;
         let digests = BTreeSet::new();
@@ -277,7 +277,8 @@ fn load_oci(store: &Store, source: &Source) -> Result<Vec<String>> {
             .into_iter()
             .map(|layer| Ok(source.layer(blob_path(&layer.digest)?, Some(layer.digest))))
             .collect::<Result<_>>()?;
-        let with_digest = |tag: &String| Some(format!("{}@{}", repository(tag)?, descriptor.digest));
+        let with_digest =
+            |tag: &String| Some(format!("{}@{}", repository(tag)?, descriptor.digest));
         let digests = tags.iter().filter_map(with_digest).collect();
         let image = store.add(Incoming { config, layers, tags: tags.clone(), digests })?;
         loaded.push((image, tags));
@@ -293,7 +294,8 @@ fn repository(tag: &str) -> Option<&str> {
 /// The manifest behind a descriptor; an index of platforms is asked for ours.
 fn resolve(source: &Source, descriptor: &Descriptor) -> Result<Vec<u8>> {
     let bytes = source.blob(&descriptor.digest)?;
-    if !descriptor.media_type.contains("index") && !descriptor.media_type.contains("manifest.list") {
+    if !descriptor.media_type.contains("index") && !descriptor.media_type.contains("manifest.list")
+    {
         return Ok(bytes);
     }
     let index: Index = parse("index", &bytes)?;

@@ -20,9 +20,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 
 use super::Summing;
 use crate::error::{Error, Result};
@@ -36,7 +34,8 @@ pub(super) fn unpack(
     digest: Option<&str>,
     diff_id: &str,
 ) -> Result<u64> {
-    let image_error = |error: io::Error| Error::Image(format!("a layer cannot be unpacked: {error}"));
+    let image_error =
+        |error: io::Error| Error::Image(format!("a layer cannot be unpacked: {error}"));
     let mut packed = Summing::new(reader);
     let size = {
         let mut buffered = BufReader::with_capacity(128 << 10, &mut packed);
@@ -106,8 +105,9 @@ impl<'a> Unpacker<'a> {
         for entry in archive.entries()? {
             let mut entry = entry?;
             let name = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-            self.entry(&name, &mut entry)
-                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", name.display())))?;
+            self.entry(&name, &mut entry).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", name.display()))
+            })?;
         }
         for (directory, seconds) in self.times {
             rustix::fs::futimens(&directory, &times(seconds))?;
@@ -275,8 +275,7 @@ impl<'a> Unpacker<'a> {
                 return Err(io::Error::other("the path is too deep"));
             }
             let here = way.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
-            let path: PathBuf =
-                way.iter().map(|(name, _)| &**name).chain([&*part]).collect();
+            let path: PathBuf = way.iter().map(|(name, _)| &**name).chain([&*part]).collect();
             let link = match self.look(here, &part, &path)? {
                 Found::Directory(fd) => {
                     way.push((part, fd));

@@ -159,7 +159,8 @@ impl Store {
             return Some(image.clone());
         }
         let hex = |text: &str| text.len() >= 6 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        let mut matching = images.values().filter(|image| hex(bare) && image.id[7..].starts_with(bare));
+        let mut matching =
+            images.values().filter(|image| hex(bare) && image.id[7..].starts_with(bare));
         matching.next().filter(|_| matching.next().is_none()).cloned()
     }
 
@@ -204,8 +205,9 @@ impl Store {
     /// Adds an image: unpacks what is missing, then names it.
     fn add(&self, incoming: Incoming<'_>) -> Result<Image> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let config: ConfigFile = serde_json::from_slice(&incoming.config)
-            .map_err(|error| Error::Image(format!("the image's configuration is no JSON: {error}")))?;
+        let config: ConfigFile = serde_json::from_slice(&incoming.config).map_err(|error| {
+            Error::Image(format!("the image's configuration is no JSON: {error}"))
+        })?;
         check_architecture(&config.architecture)?;
         let diff_ids = config.rootfs.diff_ids;
         if diff_ids.len() != incoming.layers.len() {

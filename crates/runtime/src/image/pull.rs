@@ -41,12 +41,11 @@ impl Store {
             Credentials::Password { user, password } => RegistryAuth::Basic(user, password),
             Credentials::Token(token) => RegistryAuth::Bearer(token),
         };
-        let failed = |error: &dyn std::fmt::Display| Error::Image(format!("pulling {name}: {error}"));
+        let failed =
+            |error: &dyn std::fmt::Display| Error::Image(format!("pulling {name}: {error}"));
         let client = client(&reference);
-        let (manifest, digest) = client
-            .pull_image_manifest(&reference, &auth)
-            .await
-            .map_err(|error| failed(&error))?;
+        let (manifest, digest) =
+            client.pull_image_manifest(&reference, &auth).await.map_err(|error| failed(&error))?;
         let mut files = Downloads(Vec::new());
         for blob in [&manifest.config].into_iter().chain(&manifest.layers) {
             let path = self.temporary("pull");
@@ -103,8 +102,12 @@ fn client(reference: &Reference) -> Client {
     let registry = reference.resolve_registry().to_owned();
     let host = registry.rsplit_once(':').map_or(&*registry, |(host, _)| host);
     let local = host == "localhost"
-        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    let protocol = if local { ClientProtocol::HttpsExcept(vec![registry]) } else { ClientProtocol::Https };
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback());
+    let protocol =
+        if local { ClientProtocol::HttpsExcept(vec![registry]) } else { ClientProtocol::Https };
     Client::new(ClientConfig { protocol, ..ClientConfig::default() })
 }
 

@@ -51,7 +51,8 @@ fn config_of(layers: &[Vec<u8>]) -> String {
 }
 
 fn docker(layers: &[Vec<u8>], config: &str) -> Vec<u8> {
-    let names: Vec<String> = (0..layers.len()).map(|number| format!("{number}/layer.tar")).collect();
+    let names: Vec<String> =
+        (0..layers.len()).map(|number| format!("{number}/layer.tar")).collect();
     let manifest = serde_json::json!([
         {"Config": "config.json", "RepoTags": ["example/app:1"], "Layers": names}
     ]);

@@ -56,7 +56,8 @@ pub(super) fn run(control: &OwnedFd, join: Join) -> io::Result<()> {
     let plan = fds.remove(0);
     let launch: Launch = read_memory(plan.try_clone()?)?;
     // A log that cannot be written must be told while there is somebody to tell.
-    let log = Log::open(launch.log.as_deref()).during(|| "opening the container's log".to_owned())?;
+    let log =
+        Log::open(launch.log.as_deref()).during(|| "opening the container's log".to_owned())?;
     let (container, streams) = start(&ours, &launch, plan)?;
     drop(ours);
     process::wait_pid(usher, true)?;

@@ -115,15 +115,13 @@ const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 impl Monitor {
     /// Waits for anything to happen and handles it; true when the container has ended.
     fn turn(&mut self, pidfd: &OwnedFd) -> io::Result<bool> {
-        let behind = self.clients.iter().any(|client| client.outgoing.len() > ATTACHMENT_BUFFER_BYTES);
+        let behind =
+            self.clients.iter().any(|client| client.outgoing.len() > ATTACHMENT_BUFFER_BYTES);
         let when = |on: bool, flags: PollFlags| if on { flags } else { PollFlags::empty() };
-        let mut fds = vec![
-            PollFd::new(pidfd, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
-        ];
-        let output_at: Vec<usize> = (0..2)
-            .filter(|index| !behind && self.outputs[*index].is_some())
-            .collect();
+        let mut fds =
+            vec![PollFd::new(pidfd, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let output_at: Vec<usize> =
+            (0..2).filter(|index| !behind && self.outputs[*index].is_some()).collect();
         for index in &output_at {
             if let Some(output) = &self.outputs[*index] {
                 fds.push(PollFd::new(output, PollFlags::IN));
@@ -322,4 +320,3 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = fcntl_getfl(fd)?;
     Ok(fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
 }
-

@@ -151,7 +151,8 @@ fn find_program(args: &[String], env: &[String]) -> io::Result<CString> {
     }
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
     let runnable = |path: &PathBuf| {
-        fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        fs::metadata(path)
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };
     path.split(':')
         .map(|directory| Path::new(if directory.is_empty() { "." } else { directory }).join(name))
@@ -222,7 +223,10 @@ fn place((tree, is_dir): (OwnedFd, bool), bind: &BindMount) -> io::Result<()> {
     // A mount onto a file of /proc would change what the kernel tells about a process.
     let real = fs::canonicalize(&target).during(what)?;
     if real.starts_with("/proc") && real != Path::new("/proc") {
-        return Err(io::Error::other(format!("{} lies in /proc and cannot be mounted on", bind.target)));
+        return Err(io::Error::other(format!(
+            "{} lies in /proc and cannot be mounted on",
+            bind.target
+        )));
     }
     mount::attach(tree, &real).during(what)
 }
@@ -357,9 +361,14 @@ fn make_devices(nodes: &[DeviceNode]) -> io::Result<()> {
         make_device(node).during(|| format!("making the device {}", node.path))?;
     }
     rustix::process::umask(umask);
-    let links = [("/proc/self/fd", "/dev/fd"), ("/proc/self/fd/0", "/dev/stdin"),
-        ("/proc/self/fd/1", "/dev/stdout"), ("/proc/self/fd/2", "/dev/stderr"),
-        ("pts/ptmx", "/dev/ptmx"), ("/proc/kcore", "/dev/core")];
+    let links = [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+        ("pts/ptmx", "/dev/ptmx"),
+        ("/proc/kcore", "/dev/core"),
+    ];
     links.iter().try_for_each(|(to, from)| std::os::unix::fs::symlink(to, from))
 }
 

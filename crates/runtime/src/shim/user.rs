@@ -46,7 +46,12 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> io::Result<Identity> {
         groups.extend(memberships(account.name, group));
     }
     let mut seen = Vec::new();
-    groups.retain(|gid| !seen.contains(gid) && { seen.push(*gid); true });
+    groups.retain(|gid| {
+        !seen.contains(gid) && {
+            seen.push(*gid);
+            true
+        }
+    });
     let home = account.map_or("/", |account| account.home);
     Ok(Identity { uid, gid, groups, home: if home.is_empty() { "/" } else { home }.to_owned() })
 }

@@ -20,7 +20,8 @@ pub async fn users_and_groups_are_the_images() -> Outcome {
             config.working_dir = "/made/for/me".into();
         })
         .await?;
-    let out = pod.exec(&id, &["sh", "-c", "id -u; id -g; id -G; pwd; echo x > /dev/stdout"]).await?;
+    let out =
+        pod.exec(&id, &["sh", "-c", "id -u; id -g; id -G; pwd; echo x > /dev/stdout"]).await?;
     assert_eq!(out.1, "33\n34\n34 50 1000 2000\n/made/for/me\nx\n", "{}", out.2);
     let user = pod.status(&id).await?.user.and_then(|user| user.linux).ok_or("user")?;
     assert_eq!((user.uid, user.gid, user.supplemental_groups), (33, 34, vec![34, 1000, 2000, 50]));
@@ -112,7 +113,8 @@ pub async fn paths_are_masked_and_read_only() -> Outcome {
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines[0], "0", "{out}");
     assert_eq!(out.matches("Read-only file system").count(), 4, "{out}");
-    let nodes = "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero ";
+    let nodes =
+        "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero ";
     assert_eq!(lines.last(), Some(&nodes), "{out}");
     pod.remove().await?;
     node.end().await
@@ -150,9 +152,8 @@ pub async fn mounts_are_placed_within_the_root() -> Outcome {
     read_only.readonly = true;
     let mounts = vec![bind(&volume.join("file"), "/etc/one-file"), read_only, bind(&volume, "/a")];
     let script = "exec 2>&1; cat /etc/one-file; touch /a/b/x; touch /a/y && echo ok; ls /a/b/sub";
-    let (_, out) = pod
-        .output(&["sh", "-c", script], |config| config.mounts = mounts.clone())
-        .await?;
+    let (_, out) =
+        pod.output(&["sh", "-c", script], |config| config.mounts = mounts.clone()).await?;
     assert_eq!(out, "content\ntouch: /a/b/x: Read-only file system\nok\n");
     let id = pod.create({
         let mut config = pod.container(&["true"]);
@@ -183,9 +184,8 @@ pub async fn propagation_is_as_asked() -> Outcome {
             security(config).privileged = true;
         }
     };
-    let private = pod
-        .run_with(&["sleep", "1000"], with(v1::MountPropagation::PropagationPrivate))
-        .await?;
+    let private =
+        pod.run_with(&["sleep", "1000"], with(v1::MountPropagation::PropagationPrivate)).await?;
     let slave = pod
         .run_with(&["sleep", "1000"], with(v1::MountPropagation::PropagationHostToContainer))
         .await?;
@@ -213,7 +213,8 @@ pub async fn devices_are_restricted() -> Outcome {
     let node = Node::start().await?;
     let pod = node.pod().await?;
     let loop_control = "mknod /dev/disk b 7 0 && cat /dev/disk";
-    let script = format!("exec 2>&1; head -c 3 /dev/zero | wc -c; echo x > /dev/null; {loop_control}");
+    let script =
+        format!("exec 2>&1; head -c 3 /dev/zero | wc -c; echo x > /dev/null; {loop_control}");
     let (_, out) = pod.output(&["sh", "-c", &script], |_| {}).await?;
     assert!(out.starts_with("3\n") && out.contains("Operation not permitted"), "{out}");
     let (_, out) = pod

@@ -24,7 +24,8 @@ fn again(node: &Node, pod: Pod) -> Pod {
 pub async fn containers_outlive_the_agent() -> Outcome {
     let node = Node::start().await?;
     let mut pod = node.pod().await?;
-    let script = "i=0; while [ $i -lt 400 ]; do echo line-$i; i=$((i+1)); sleep 0.002; done; exit 6";
+    let script =
+        "i=0; while [ $i -lt 400 ]; do echo line-$i; i=$((i+1)); sleep 0.002; done; exit 6";
     let id = pod.run(&["sh", "-c", script]).await?;
     let other = pod.run(&["sleep", "1000"]).await?;
     wait_log(&pod, &id, "line-10").await?;

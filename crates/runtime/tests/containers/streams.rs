@@ -89,11 +89,8 @@ pub async fn an_exec_is_killed_after_its_timeout() -> Outcome {
     let node = Node::start().await?;
     let pod = node.pod().await?;
     let id = pod.run(&["sleep", "1000"]).await?;
-    let request = v1::ExecSyncRequest {
-        container_id: id.clone(),
-        cmd: texts(&["sleep", "777"]),
-        timeout: 1,
-    };
+    let request =
+        v1::ExecSyncRequest { container_id: id.clone(), cmd: texts(&["sleep", "777"]), timeout: 1 };
     let status = pod.client.clone().exec_sync(request).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
     let mut left = true;

@@ -1,12 +1,6 @@
 //! A node's runtime in a temporary directory, pods on it, and what the machine holds.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
 use cri::{Endpoint, RuntimeClient, v1};
 use runtime::{Config, LoopbackOnly, Runtime};
@@ -94,7 +88,13 @@ impl Node {
             config: Some(config.clone()),
             runtime_handler: String::new(),
         };
-        let id = self.runtime_client().run_pod_sandbox(request).await.map_err(told)?.into_inner().pod_sandbox_id;
+        let id = self
+            .runtime_client()
+            .run_pod_sandbox(request)
+            .await
+            .map_err(told)?
+            .into_inner()
+            .pod_sandbox_id;
         Ok(Pod { id, config, client: self.runtime_client() })
     }
 
@@ -149,7 +149,14 @@ impl Pod {
             config: Some(config),
             sandbox_config: Some(self.config.clone()),
         };
-        Ok(self.client.clone().create_container(request).await.map_err(told)?.into_inner().container_id)
+        Ok(self
+            .client
+            .clone()
+            .create_container(request)
+            .await
+            .map_err(told)?
+            .into_inner()
+            .container_id)
     }
 
     pub async fn start(&self, id: &str) -> Result<()> {
@@ -194,7 +201,8 @@ impl Pod {
 
     /// Waits by the event stream, never by polling.
     pub async fn wait_exit(&self, id: &str) -> Result<v1::ContainerStatus> {
-        let mut events = self.client.clone().get_container_events(v1::GetEventsRequest {}).await?.into_inner();
+        let mut events =
+            self.client.clone().get_container_events(v1::GetEventsRequest {}).await?.into_inner();
         let limit = Duration::from_secs(20);
         loop {
             let status = self.status(id).await?;
@@ -336,7 +344,11 @@ pub fn inventory() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    found.extend(points.filter(|point| point.contains("/gantry-test-")).map(|point| format!("mount {point}")));
+    found.extend(
+        points
+            .filter(|point| point.contains("/gantry-test-"))
+            .map(|point| format!("mount {point}")),
+    );
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
         let ours = ["gantry-shim", "gantry-usher", "gantry-nursery", "pause", "sleep"];

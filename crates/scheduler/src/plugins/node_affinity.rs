@@ -25,8 +25,7 @@ fn evaluate<'a>(pod: &'a Pod, _: &'a Cluster) -> Option<Box<dyn Evaluate + 'a>> 
 
 /// Whether the node satisfies the pod's node selector and required node affinity.
 pub fn matches(pod: &Pod, node: &Node) -> bool {
-    let selected =
-        pod.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
+    let selected = pod.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
     let required = pod
         .required_nodes
         .as_ref()
@@ -44,8 +43,11 @@ impl Evaluate for NodeAffinity<'_> {
 
     /// The sum of the weights of the preferred terms that match.
     fn score(&self, node: &Node) -> i64 {
-        let matching =
-            self.0.preferred_nodes.iter().filter(|(_, term)| term.matches(&node.name, &node.labels));
+        let matching = self
+            .0
+            .preferred_nodes
+            .iter()
+            .filter(|(_, term)| term.matches(&node.name, &node.labels));
         matching.map(|(weight, _)| weight).sum()
     }
 

@@ -9,8 +9,7 @@ use crate::{
     queue::Event,
 };
 
-pub const PLUGIN: Plugin =
-    Plugin { name: "NodeUnschedulable", evaluate, weight: 0, helps };
+pub const PLUGIN: Plugin = Plugin { name: "NodeUnschedulable", evaluate, weight: 0, helps };
 
 /// Carries whether the pod tolerates the taint that stands for the flag.
 struct Unschedulable(bool);

@@ -118,7 +118,9 @@ fn secret_type(secret: &Object, errors: &mut Errors) {
             }
         }
         "kubernetes.io/dockercfg" if !has(".dockercfg") => missing(".dockercfg", errors),
-        "kubernetes.io/dockerconfigjson" if !has(".dockerconfigjson") => missing(".dockerconfigjson", errors),
+        "kubernetes.io/dockerconfigjson" if !has(".dockerconfigjson") => {
+            missing(".dockerconfigjson", errors)
+        }
         "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
             missing("username", errors);
             missing("password", errors);
@@ -137,8 +139,5 @@ fn secret_type(secret: &Object, errors: &mut Errors) {
     }
 }
 
-pub(crate) const SERVICE_ACCOUNTS: Facts = Facts {
-    returns_deleted: true,
-    columns: &NAME_AGE,
-    ..PLAIN
-};
+pub(crate) const SERVICE_ACCOUNTS: Facts =
+    Facts { returns_deleted: true, columns: &NAME_AGE, ..PLAIN };

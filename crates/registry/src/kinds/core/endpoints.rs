@@ -17,8 +17,9 @@ static COLUMNS: [Column; 3] = [NAME, Column::text("Endpoints", |o, _| addresses(
 fn addresses(endpoints: &Object) -> String {
     let (mut shown, mut more) = (Vec::new(), 0);
     for subset in endpoints.list_at(&["subsets"]).iter().filter_map(Value::as_map) {
-        let ports: Vec<i64> =
-            maps(subset, "ports").map(|p| p.get("port").and_then(Value::as_i64).unwrap_or(0)).collect();
+        let ports: Vec<i64> = maps(subset, "ports")
+            .map(|p| p.get("port").and_then(Value::as_i64).unwrap_or(0))
+            .collect();
         for address in maps(subset, "addresses") {
             let ip = text(address, "ip");
             let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
@@ -39,11 +40,16 @@ fn addresses(endpoints: &Object) -> String {
 }
 
 pub(crate) const ENDPOINTS: Facts = Facts {
-    default: |endpoints| each(endpoints.root_mut(), "subsets", |s| each(s, "ports", |p| or(p, "protocol", "TCP"))),
+    default: |endpoints| {
+        each(endpoints.root_mut(), "subsets", |s| each(s, "ports", |p| or(p, "protocol", "TCP")))
+    },
     validate: |endpoints, errors| {
-        for (at, subset) in endpoints.list_at(&["subsets"]).iter().filter_map(Value::as_map).enumerate() {
+        for (at, subset) in
+            endpoints.list_at(&["subsets"]).iter().filter_map(Value::as_map).enumerate()
+        {
             let path = Path::new("subsets").index(at);
-            if list(subset, "addresses").is_empty() && list(subset, "notReadyAddresses").is_empty() {
+            if list(subset, "addresses").is_empty() && list(subset, "notReadyAddresses").is_empty()
+            {
                 errors.required(&path, "must specify `addresses` or `notReadyAddresses`");
             }
             for field in ["addresses", "notReadyAddresses"] {
@@ -111,7 +117,9 @@ fn slice_ports(slice: &Object) -> String {
     let shown: Vec<String> = ports
         .iter()
         .take(3)
-        .map(|port| port.get("port").and_then(Value::as_i64).map_or("*".into(), |number| number.to_string()))
+        .map(|port| {
+            port.get("port").and_then(Value::as_i64).map_or("*".into(), |number| number.to_string())
+        })
         .collect();
     match ports.len().saturating_sub(3) {
         0 => shown.join(","),
@@ -162,8 +170,12 @@ pub(crate) const ENDPOINT_SLICES: Facts = Facts {
             for (at, address) in addresses.iter().filter_map(Value::as_str).enumerate() {
                 let item = path.index(at);
                 match (kind, address.parse::<std::net::IpAddr>()) {
-                    ("IPv4", Ok(ip)) if !ip.is_ipv4() => errors.invalid(&path, address, "must be an IPv4 address"),
-                    ("IPv6", Ok(ip)) if !ip.is_ipv6() => errors.invalid(&path, address, "must be an IPv6 address"),
+                    ("IPv4", Ok(ip)) if !ip.is_ipv4() => {
+                        errors.invalid(&path, address, "must be an IPv4 address")
+                    }
+                    ("IPv6", Ok(ip)) if !ip.is_ipv6() => {
+                        errors.invalid(&path, address, "must be an IPv6 address")
+                    }
                     ("IPv4" | "IPv6", _) => address_at(address, &item, errors),
                     _ => report(&names::dns1123_subdomain(address), &item, address, errors),
                 }

@@ -19,7 +19,8 @@ static COLUMNS: [Column; 10] = [
             name => format!("{kind}/{name}").into(),
         }
     }),
-    Column::text("Subobject", |event, _| event.str_at(&["involvedObject", "fieldPath"]).into()).wide(),
+    Column::text("Subobject", |event, _| event.str_at(&["involvedObject", "fieldPath"]).into())
+        .wide(),
     Column::text("Source", |event, _| source(event).into()).wide(),
     Column::text("Message", |event, _| event.str_at(&["message"]).trim().into()),
     Column::text("First Seen", |event, cx| first_seen(event, cx).into()).wide(),
@@ -80,7 +81,11 @@ pub(crate) const FACTS: Facts = Facts {
     validate: |event, errors| {
         let involved = event.str_at(&["involvedObject", "namespace"]);
         let own = event.namespace();
-        let fits = if involved.is_empty() { matches!(own, "default" | "kube-system") } else { involved == own };
+        let fits = if involved.is_empty() {
+            matches!(own, "default" | "kube-system")
+        } else {
+            involved == own
+        };
         if !fits {
             let why = "does not match event.namespace";
             errors.invalid(&"involvedObject.namespace".into(), involved, why);
@@ -173,7 +178,10 @@ mod tests {
 
     #[test]
     fn both_shapes_say_the_same() {
-        let mut event = Object::from_value(value!({"involvedObject": {"name": "a"}, "message": "m", "count": 2})).unwrap();
+        let mut event = Object::from_value(
+            value!({"involvedObject": {"name": "a"}, "message": "m", "count": 2}),
+        )
+        .unwrap();
         let stored = event.clone();
         (FACTS.to_version)(&mut event, "events.k8s.io/v1");
         assert_eq!((event.str_at(&["note"]), event.str_at(&["regarding", "name"])), ("m", "a"));

@@ -7,7 +7,8 @@ use machinery::{Object, value};
 
 use super::pods;
 use crate::{
-    Admission, DeleteOptions, ListOptions, RequestContext, Resource, UpdateOptions, selector::label_selector,
+    Admission, DeleteOptions, ListOptions, RequestContext, Resource, UpdateOptions,
+    selector::label_selector,
 };
 
 const BUDGETS: api::GroupVersionResource =
@@ -30,7 +31,9 @@ pub async fn evict(
     let budget = if ignores_budgets(&pod) { None } else { budget_of(at, &pod).await? };
     if let Some((budgets, budget)) = budget {
         if may_go_unhealthy(&pod, &budget) {
-            options.precondition_resource_version.get_or_insert_with(|| pod.resource_version().into());
+            options
+                .precondition_resource_version
+                .get_or_insert_with(|| pod.resource_version().into());
         } else {
             spend(&budgets, cx, &pod, &budget).await?;
         }
@@ -45,11 +48,14 @@ pub async fn evict(
 
 /// A pod that is done, waits for a node or is being deleted disturbs nobody when it goes.
 fn ignores_budgets(pod: &Object) -> bool {
-    matches!(pod.str_at(&["status", "phase"]), "Succeeded" | "Failed" | "Pending") || pod.is_deleting()
+    matches!(pod.str_at(&["status", "phase"]), "Succeeded" | "Failed" | "Pending")
+        || pod.is_deleting()
 }
 
 async fn budget_of(at: &Resource, pod: &Object) -> Result<Option<(Arc<Resource>, Object)>, Status> {
-    let Some(budgets) = at.registry().and_then(|registry| registry.resource(&BUDGETS)) else { return Ok(None) };
+    let Some(budgets) = at.registry().and_then(|registry| registry.resource(&BUDGETS)) else {
+        return Ok(None);
+    };
     let list = budgets.list(Some(pod.namespace()), &ListOptions::default()).await?;
     let mut found = Vec::new();
     for budget in list.objects() {
@@ -76,7 +82,12 @@ fn may_go_unhealthy(pod: &Object, budget: &Object) -> bool {
 }
 
 /// Takes one disruption from the budget, by compare-and-put.
-async fn spend(budgets: &Arc<Resource>, cx: &RequestContext, pod: &Object, budget: &Object) -> Result<(), Status> {
+async fn spend(
+    budgets: &Arc<Resource>,
+    cx: &RequestContext,
+    pod: &Object,
+    budget: &Object,
+) -> Result<(), Status> {
     let (name, time) = (pod.name().to_owned(), cx.time.rfc3339());
     let change = |current: Option<&Object>| {
         let mut budget = current.cloned().ok_or_else(|| budgets.info().not_found(""))?;
@@ -101,7 +112,10 @@ async fn spend(budgets: &Arc<Resource>, cx: &RequestContext, pod: &Object, budge
     internal.field_manager.clear();
     let options = UpdateOptions::default();
     let (namespace, budget_name) = (budget.namespace(), budget.name());
-    budgets.update(&internal, namespace, budget_name, "status", &change, &options, &crate::AdmitAll).await.map(|_| ())
+    budgets
+        .update(&internal, namespace, budget_name, "status", &change, &options, &crate::AdmitAll)
+        .await
+        .map(|_| ())
 }
 
 fn check(budget: &Object) -> Result<(), Status> {
@@ -109,7 +123,11 @@ fn check(budget: &Object) -> Result<(), Status> {
     let number = |field| budget.i64_at(&["status", field]).unwrap_or(0);
     let with_cause = |mut status: Status, message: String| {
         let mut details = status.details.take().unwrap_or_default();
-        details.causes.push(Cause { reason: "DisruptionBudget".into(), message, field: String::new() });
+        details.causes.push(Cause {
+            reason: "DisruptionBudget".into(),
+            message,
+            field: String::new(),
+        });
         status.details = Some(details);
         status
     };
@@ -120,18 +138,28 @@ fn check(budget: &Object) -> Result<(), Status> {
     let prefix = format!("The disruption budget {name} does not allow evicting pods currently");
     let allowed = number("disruptionsAllowed");
     if allowed < 0 {
-        let status = Status::forbidden("policy", "poddisruptionbudget", name, "pdb disruptions allowed is negative");
+        let status = Status::forbidden(
+            "policy",
+            "poddisruptionbudget",
+            name,
+            "pdb disruptions allowed is negative",
+        );
         return Err(with_cause(status, format!("{prefix}: pdb disruptions allowed is negative")));
     }
     if budget.map_at(&["status", "disruptedPods"]).is_some_and(|pods| pods.len() > MOST_DISRUPTED) {
         let why = "DisruptedPods map too big - too many evictions not confirmed by PDB controller";
         let status = Status::forbidden("policy", "poddisruptionbudget", name, why);
-        return Err(with_cause(status, format!("{prefix}: too many pending evictions not confirmed by PDB controller")));
+        return Err(with_cause(
+            status,
+            format!("{prefix}: too many pending evictions not confirmed by PDB controller"),
+        ));
     }
     if allowed == 0 {
         let (wanted, healthy) = (number("desiredHealthy"), number("currentHealthy"));
         let cause = if healthy <= wanted {
-            format!("The disruption budget {name} needs {wanted} healthy pods and has {healthy} currently")
+            format!(
+                "The disruption budget {name} needs {wanted} healthy pods and has {healthy} currently"
+            )
         } else {
             prefix
         };
@@ -167,5 +195,7 @@ async fn mark_disrupted(
     internal.field_manager.clear();
     let options = UpdateOptions::default();
     let (namespace, name) = (pod.namespace(), pod.name());
-    at.update(&internal, namespace, name, "status", &change, &options, &crate::AdmitAll).await.map(|_| ())
+    at.update(&internal, namespace, name, "status", &change, &options, &crate::AdmitAll)
+        .await
+        .map(|_| ())
 }

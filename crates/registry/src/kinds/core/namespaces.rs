@@ -36,7 +36,8 @@ pub(crate) const FACTS: Facts = Facts {
         _ => copy_field(new, old, &["spec", "finalizers"]),
     },
     validate: |namespace, errors| {
-        for finalizer in namespace.list_at(&["spec", "finalizers"]).iter().filter_map(Value::as_str) {
+        for finalizer in namespace.list_at(&["spec", "finalizers"]).iter().filter_map(Value::as_str)
+        {
             names::qualified_at(finalizer, &"spec.finalizers".into(), errors);
             if !finalizer.contains('/') && finalizer != FINALIZER {
                 let why = "name is neither a standard finalizer name nor is it fully qualified";
@@ -49,9 +50,17 @@ pub(crate) const FACTS: Facts = Facts {
             let phase = new.str_at(&["status", "phase"]);
             let path = "status.Phase".into();
             if new.is_deleting() && phase != "Terminating" {
-                errors.invalid(&path, phase, "may only be 'Terminating' if `deletionTimestamp` is not empty");
+                errors.invalid(
+                    &path,
+                    phase,
+                    "may only be 'Terminating' if `deletionTimestamp` is not empty",
+                );
             } else if !new.is_deleting() && phase != "Active" {
-                errors.invalid(&path, phase, "may only be 'Active' if `deletionTimestamp` is empty");
+                errors.invalid(
+                    &path,
+                    phase,
+                    "may only be 'Active' if `deletionTimestamp` is empty",
+                );
             }
         }
     },

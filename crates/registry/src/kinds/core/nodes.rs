@@ -20,10 +20,13 @@ use crate::{
 /// `podCIDR` is the first of `podCIDRs`; who sets one means both.
 fn same_blocks(node: &mut Object) {
     let one = node.str_at(&["spec", "podCIDR"]).to_owned();
-    let first = node.list_at(&["spec", "podCIDRs"]).first().and_then(Value::as_str).map(str::to_owned);
+    let first =
+        node.list_at(&["spec", "podCIDRs"]).first().and_then(Value::as_str).map(str::to_owned);
     match first {
         Some(first) if one.is_empty() => node.set_at(&["spec", "podCIDR"], first),
-        first if !one.is_empty() && first.as_ref() != Some(&one) => node.set_at(&["spec", "podCIDRs"], vec![one]),
+        first if !one.is_empty() && first.as_ref() != Some(&one) => {
+            node.set_at(&["spec", "podCIDRs"], vec![one])
+        }
         _ => {}
     }
 }
@@ -45,10 +48,15 @@ static COLUMNS: [Column; 10] = [
     }),
     Column::text("Roles", |node, _| roles(node).into()),
     AGE,
-    Column::text("Version", |node, _| node.str_at(&["status", "nodeInfo", "kubeletVersion"]).into()),
+    Column::text("Version", |node, _| {
+        node.str_at(&["status", "nodeInfo", "kubeletVersion"]).into()
+    }),
     Column::text("Internal-IP", |node, _| address(node, "InternalIP")).wide(),
     Column::text("External-IP", |node, _| address(node, "ExternalIP")).wide(),
-    Column::text("OS-Image", |node, _| text_or(node, &["status", "nodeInfo", "osImage"], "<unknown>")).wide(),
+    Column::text("OS-Image", |node, _| {
+        text_or(node, &["status", "nodeInfo", "osImage"], "<unknown>")
+    })
+    .wide(),
     Column::text("Kernel-Version", |node, _| {
         let info = |field| node.str_at(&["status", "nodeInfo", field]);
         let version = match info("kernelVersion") {
@@ -92,7 +100,9 @@ pub(crate) const FACTS: Facts = Facts {
             for field in ["capacity", "allocatable"] {
                 inside(status, field, canonical_quantities);
             }
-            if let (None, Some(capacity)) = (status.get("allocatable"), status.get("capacity").cloned()) {
+            if let (None, Some(capacity)) =
+                (status.get("allocatable"), status.get("capacity").cloned())
+            {
                 status.insert("allocatable", capacity);
             }
         });
@@ -110,10 +120,13 @@ pub(crate) const FACTS: Facts = Facts {
             return;
         }
         let path = Path::new("spec");
-        for (field, label) in [("podCIDRs", "node updates may not change podCIDR except from \"\" to valid"),
-            ("providerID", "node updates may not change providerID except from \"\" to valid")]
-        {
-            let before = old.at(&["spec", field]).filter(|v| !matches!(v, Value::Null) && v.as_str() != Some(""));
+        for (field, label) in [
+            ("podCIDRs", "node updates may not change podCIDR except from \"\" to valid"),
+            ("providerID", "node updates may not change providerID except from \"\" to valid"),
+        ] {
+            let before = old
+                .at(&["spec", field])
+                .filter(|v| !matches!(v, Value::Null) && v.as_str() != Some(""));
             if before.is_some() && !semantically_equal(new.at(&["spec", field]), before) {
                 errors.forbidden(&path.child(field), label);
             }
@@ -135,16 +148,28 @@ fn taints(node: &Object, errors: &mut Errors) {
     for (at, taint) in maps(&spec, "taints").enumerate() {
         let path = path.index(at);
         names::qualified_at(text(taint, "key"), &path.child("key"), errors);
-        names::report(&api::names::label_value(text(taint, "value")), &path.child("value"), text(taint, "value"), errors);
+        names::report(
+            &api::names::label_value(text(taint, "value")),
+            &path.child("value"),
+            text(taint, "value"),
+            errors,
+        );
         match text(taint, "effect") {
             "" => errors.required(&path.child("effect"), ""),
-            effect => errors.one_of(&path.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]),
+            effect => errors.one_of(
+                &path.child("effect"),
+                effect,
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+            ),
         }
         if !seen.insert((text(taint, "key").to_owned(), text(taint, "effect").to_owned())) {
             errors.push(
                 &path,
                 "FieldValueDuplicate",
-                format!("Duplicate value: {}: taints must be unique by key and effect pair", taint_json(taint)),
+                format!(
+                    "Duplicate value: {}: taints must be unique by key and effect pair",
+                    taint_json(taint)
+                ),
             );
         }
     }

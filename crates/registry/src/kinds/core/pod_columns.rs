@@ -17,12 +17,14 @@ pub(crate) static COLUMNS: [Column; 9] = [
     Column::text("Restarts", |pod, cx| restarts(&summary(pod), cx).into()),
     AGE,
     Column::text("IP", |pod, _| {
-        let first = pod.list_at(&["status", "podIPs"]).first().and_then(|ip| ip.get("ip")?.as_str());
+        let first =
+            pod.list_at(&["status", "podIPs"]).first().and_then(|ip| ip.get("ip")?.as_str());
         none(first.unwrap_or_default())
     })
     .wide(),
     Column::text("Node", |pod, _| none(pod.str_at(&["spec", "nodeName"]))).wide(),
-    Column::text("Nominated Node", |pod, _| none(pod.str_at(&["status", "nominatedNodeName"]))).wide(),
+    Column::text("Nominated Node", |pod, _| none(pod.str_at(&["status", "nominatedNodeName"])))
+        .wide(),
     Column::text("Readiness Gates", |pod, _| readiness_gates(pod)).wide(),
 ];
 
@@ -49,7 +51,8 @@ fn restarts(shown: &Summary, cx: &TableContext) -> String {
 
 fn summary(pod: &Object) -> Summary {
     let empty = Map::new();
-    let (spec, status) = (pod.map_at(&["spec"]).unwrap_or(&empty), pod.map_at(&["status"]).unwrap_or(&empty));
+    let (spec, status) =
+        (pod.map_at(&["spec"]).unwrap_or(&empty), pod.map_at(&["status"]).unwrap_or(&empty));
     let sidecars: Vec<&str> = maps(spec, "initContainers")
         .filter(|c| text(c, "restartPolicy") == "Always")
         .map(|c| text(c, "name"))
@@ -58,16 +61,23 @@ fn summary(pod: &Object) -> Summary {
     let mut shown = Summary {
         ready: 0,
         total: list(spec, "containers").len() + sidecars.len(),
-        reason: [text(status, "reason"), phase].into_iter().find(|r| !r.is_empty()).unwrap_or_default().into(),
+        reason: [text(status, "reason"), phase]
+            .into_iter()
+            .find(|r| !r.is_empty())
+            .unwrap_or_default()
+            .into(),
         restarts: 0,
         last_restart: String::new(),
     };
-    if maps(status, "conditions").any(|c| text(c, "type") == "PodScheduled" && text(c, "reason") == "SchedulingGated") {
+    if maps(status, "conditions")
+        .any(|c| text(c, "type") == "PodScheduled" && text(c, "reason") == "SchedulingGated")
+    {
         shown.reason = "SchedulingGated".into();
     }
-    let (initializing, side_restarts, side_last) = init_containers(spec, status, &sidecars, &mut shown);
-    let initialized =
-        maps(status, "conditions").any(|c| text(c, "type") == "Initialized" && text(c, "status") == "True");
+    let (initializing, side_restarts, side_last) =
+        init_containers(spec, status, &sidecars, &mut shown);
+    let initialized = maps(status, "conditions")
+        .any(|c| text(c, "type") == "Initialized" && text(c, "status") == "True");
     if !initializing || initialized {
         shown.restarts = side_restarts;
         shown.last_restart = side_last;
@@ -82,7 +92,8 @@ fn summary(pod: &Object) -> Summary {
 }
 
 fn later(last: &mut String, container: &Map) {
-    let finished = container.get("lastState").and_then(|s| s.at(&["terminated", "finishedAt"])?.as_str());
+    let finished =
+        container.get("lastState").and_then(|s| s.at(&["terminated", "finishedAt"])?.as_str());
     // RFC 3339 in UTC sorts as text.
     if let Some(finished) = finished.filter(|finished| *finished > last.as_str()) {
         *last = finished.to_owned();
@@ -94,7 +105,12 @@ fn count(container: &Map) -> i64 {
 }
 
 /// Whether the pod still initializes, and the restarts of the sidecars alone.
-fn init_containers(spec: &Map, status: &Map, sidecars: &[&str], shown: &mut Summary) -> (bool, i64, String) {
+fn init_containers(
+    spec: &Map,
+    status: &Map,
+    sidecars: &[&str],
+    shown: &mut Summary,
+) -> (bool, i64, String) {
     let (mut side_restarts, mut side_last) = (0, String::new());
     for (at, container) in maps(status, "initContainerStatuses").enumerate() {
         shown.restarts += count(container);
@@ -106,7 +122,8 @@ fn init_containers(spec: &Map, status: &Map, sidecars: &[&str], shown: &mut Summ
         }
         let state = container.get("state");
         let part = |name: &str| state.and_then(|s| s.get(name)?.as_map());
-        let code = part("terminated").map(|t| t.get("exitCode").and_then(Value::as_i64).unwrap_or(0));
+        let code =
+            part("terminated").map(|t| t.get("exitCode").and_then(Value::as_i64).unwrap_or(0));
         if code == Some(0) {
             continue;
         }
@@ -142,7 +159,8 @@ fn main_containers(status: &Map, shown: &mut Summary) {
         shown.restarts += count(container);
         later(&mut shown.last_restart, container);
         let part = |name: &str| container.get("state").and_then(|s| s.get(name)?.as_map());
-        let waiting = part("waiting").map(|w| text(w, "reason")).filter(|reason| !reason.is_empty());
+        let waiting =
+            part("waiting").map(|w| text(w, "reason")).filter(|reason| !reason.is_empty());
         if let Some(reason) = waiting {
             shown.reason = reason.to_owned();
         } else if let Some(terminated) = part("terminated") {
@@ -156,7 +174,8 @@ fn main_containers(status: &Map, shown: &mut Summary) {
         }
     }
     if shown.reason == "Completed" {
-        let ready = maps(status, "conditions").any(|c| text(c, "type") == "Ready" && text(c, "status") == "True");
+        let ready = maps(status, "conditions")
+            .any(|c| text(c, "type") == "Ready" && text(c, "status") == "True");
         if running && ready {
             shown.reason = "Running".into();
         } else if !failed.is_empty() {
@@ -189,7 +208,8 @@ mod tests {
     fn shows(pod: Value) -> [String; 3] {
         let pod = Object::from_value(pod).unwrap();
         let cx = TableContext { now: Timestamp::parse("2026-01-01T01:00:00Z").unwrap() };
-        let cell = |at: usize| (COLUMNS[at].cell)(&pod, &cx).as_str().unwrap_or_default().to_owned();
+        let cell =
+            |at: usize| (COLUMNS[at].cell)(&pod, &cx).as_str().unwrap_or_default().to_owned();
         [cell(1), cell(2), cell(3)]
     }
 

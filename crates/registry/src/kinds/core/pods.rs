@@ -58,7 +58,11 @@ pub(crate) const FACTS: Facts = Facts {
         "status.nominatedNodeName",
     ],
     field_value: Some(|pod, field| match field {
-        "spec.hostNetwork" => SmolStr::new_static(if pod.bool_at(&["spec", "hostNetwork"]) { "true" } else { "false" }),
+        "spec.hostNetwork" => SmolStr::new_static(if pod.bool_at(&["spec", "hostNetwork"]) {
+            "true"
+        } else {
+            "false"
+        }),
         field => field_text(pod, field),
     }),
     grace: grace_period_seconds,
@@ -83,7 +87,8 @@ fn default_status(status: &mut Map) {
 /// The period asked for, or the spec's; none for a pod that runs nowhere.
 fn grace_period_seconds(pod: &Object, options: &DeleteOptions) -> Option<i64> {
     let asked = options.grace_period_seconds;
-    let period = asked.or_else(|| pod.i64_at(&["spec", "terminationGracePeriodSeconds"])).unwrap_or(0);
+    let period =
+        asked.or_else(|| pod.i64_at(&["spec", "terminationGracePeriodSeconds"])).unwrap_or(0);
     let terminated = matches!(pod.str_at(&["status", "phase"]), "Failed" | "Succeeded");
     let unscheduled = pod.str_at(&["spec", "nodeName"]).is_empty();
     Some(match period {
@@ -134,12 +139,18 @@ fn restore(new: &mut Object, old: &Object) {
 /// Resources and resize policies of containers, by name; nothing else.
 fn take_resources(pod: &mut Object, wanted: &Object) {
     for field in ["containers", "initContainers"] {
-        let Some(containers) = pod.root_mut().map_entry("spec").get_mut(field).and_then(Value::as_list_mut) else {
+        let Some(containers) =
+            pod.root_mut().map_entry("spec").get_mut(field).and_then(Value::as_list_mut)
+        else {
             continue;
         };
         for container in containers.iter_mut().filter_map(Value::as_map_mut) {
             let name = text(container, "name");
-            let twin = wanted.list_at(&["spec", field]).iter().filter_map(Value::as_map).find(|c| text(c, "name") == name);
+            let twin = wanted
+                .list_at(&["spec", field])
+                .iter()
+                .filter_map(Value::as_map)
+                .find(|c| text(c, "name") == name);
             for part in ["resources", "resizePolicy"] {
                 if let Some(value) = twin.and_then(|twin| twin.get(part)) {
                     container.insert(part, value.clone());
@@ -152,7 +163,8 @@ fn take_resources(pod: &mut Object, wanted: &Object) {
 /// Guaranteed, Burstable or BestEffort, by the requests and limits of cpu and memory.
 pub fn qos_class(pod: &Object) -> &'static str {
     let (mut requested, mut limited, mut guaranteed) = (false, false, true);
-    let containers = ["containers", "initContainers"].into_iter().flat_map(|f| pod.list_at(&["spec", f]));
+    let containers =
+        ["containers", "initContainers"].into_iter().flat_map(|f| pod.list_at(&["spec", f]));
     for container in containers.filter_map(Value::as_map) {
         let resources = container.get("resources").and_then(Value::as_map);
         for name in ["cpu", "memory"] {
@@ -163,7 +175,8 @@ pub fn qos_class(pod: &Object) -> &'static str {
             let (request, limit) = (amount("requests"), amount("limits"));
             requested |= request.is_some();
             limited |= limit.is_some();
-            guaranteed &= limit.is_some() && request.as_ref().is_none_or(|request| Some(request) == limit.as_ref());
+            guaranteed &= limit.is_some()
+                && request.as_ref().is_none_or(|request| Some(request) == limit.as_ref());
         }
     }
     match (requested || limited, guaranteed) {
@@ -182,7 +195,11 @@ fn validate_update(subresource: &str, new: &Object, old: &Object, errors: &mut E
             pod_validation::validate(&spec, &Path::new("spec"), errors);
             if qos_class(new) != qos_class(old) {
                 let path = Path::new("spec");
-                errors.invalid(&path, qos_class(new), "Pod QOS Class may not change as a result of resizing");
+                errors.invalid(
+                    &path,
+                    qos_class(new),
+                    "Pod QOS Class may not change as a result of resizing",
+                );
             }
         }
         _ => {}
@@ -204,11 +221,14 @@ fn spec_update(new: &Object, old: &Object, errors: &mut Errors) {
     tolerations_update(new, old, &path, errors);
     gates_update(new, old, &path, errors);
     let mut munged = new.clone();
-    for field in ["activeDeadlineSeconds", "tolerations", "schedulingGates", "ephemeralContainers"] {
+    for field in ["activeDeadlineSeconds", "tolerations", "schedulingGates", "ephemeralContainers"]
+    {
         copy_field(&mut munged, old, &["spec", field]);
     }
     for field in ["containers", "initContainers"] {
-        let Some(containers) = munged.root_mut().map_entry("spec").get_mut(field).and_then(Value::as_list_mut) else {
+        let Some(containers) =
+            munged.root_mut().map_entry("spec").get_mut(field).and_then(Value::as_list_mut)
+        else {
             continue;
         };
         for (container, before) in containers.iter_mut().zip(old.list_at(&["spec", field])) {
@@ -232,13 +252,16 @@ fn spec_update(new: &Object, old: &Object, errors: &mut Errors) {
 /// The top-level fields of two specs that differ, one line each side.
 fn difference(new: Option<&Value>, old: Option<&Value>) -> String {
     let (empty, mut text) = (Map::new(), String::new());
-    let (new, old) =
-        (new.and_then(Value::as_map).unwrap_or(&empty), old.and_then(Value::as_map).unwrap_or(&empty));
+    let (new, old) = (
+        new.and_then(Value::as_map).unwrap_or(&empty),
+        old.and_then(Value::as_map).unwrap_or(&empty),
+    );
     let fields: BTreeSet<&SmolStr> = new.keys().chain(old.keys()).collect();
     for field in fields {
         let (before, after) = (old.get(field), new.get(field));
         if !semantically_equal(before, after) {
-            let show = |value: Option<&Value>| value.map_or_else(|| "null".into(), |v| format!("{v:?}"));
+            let show =
+                |value: Option<&Value>| value.map_or_else(|| "null".into(), |v| format!("{v:?}"));
             text.push_str(&format!("- {field}: {}\n+ {field}: {}\n", show(before), show(after)));
         }
     }
@@ -253,7 +276,11 @@ fn deadline_update(new: &Object, old: &Object, path: &Path, errors: &mut Errors)
             errors.invalid(&path, new, "must be less than or equal to previous value");
         }
         (None, Some(_)) => {
-            errors.invalid(&path, Value::Null, "must not update from a positive integer to nil value");
+            errors.invalid(
+                &path,
+                Value::Null,
+                "must not update from a positive integer to nil value",
+            );
         }
         _ => {}
     }
@@ -282,9 +309,10 @@ fn gates_update(new: &Object, old: &Object, path: &Path, errors: &mut Errors) {
     };
     let added: Vec<SmolStr> = names(new).difference(&names(old)).cloned().collect();
     if let Some(first) = added.first() {
-        let at = new.list_at(&["spec", "schedulingGates"]).iter().position(|g| {
-            g.get("name").and_then(Value::as_str) == Some(first)
-        });
+        let at = new
+            .list_at(&["spec", "schedulingGates"])
+            .iter()
+            .position(|g| g.get("name").and_then(Value::as_str) == Some(first));
         let path = path.child("schedulingGates").index(at.unwrap_or(0));
         let why = format!("only deletion is allowed, but found new scheduling gate '{first}'");
         errors.forbidden(&path, &why);
@@ -299,9 +327,15 @@ fn ephemeral_update(new: &Object, old: &Object, errors: &mut Errors) {
     for before in old.list_at(&["spec", "ephemeralContainers"]) {
         let name = before.get("name").and_then(Value::as_str).unwrap_or_default();
         match now.iter().find(|c| c.get("name").and_then(Value::as_str) == Some(name)) {
-            None => errors.forbidden(&path, &format!("existing ephemeral containers {name:?} may not be removed\n")),
+            None => errors.forbidden(
+                &path,
+                &format!("existing ephemeral containers {name:?} may not be removed\n"),
+            ),
             Some(after) if !semantically_equal(Some(after), Some(before)) => {
-                errors.forbidden(&path, &format!("existing ephemeral containers {name:?} may not be changed\n"));
+                errors.forbidden(
+                    &path,
+                    &format!("existing ephemeral containers {name:?} may not be changed\n"),
+                );
             }
             Some(_) => {}
         }
@@ -325,7 +359,9 @@ pub async fn bind(
     };
     if !matches!(kind, "" | "Node") {
         let kind = kind.to_owned();
-        return Err(invalid(&|e| e.not_supported(&"target.kind".into(), kind.as_str(), &["Node", "<empty>"])));
+        return Err(invalid(&|e| {
+            e.not_supported(&"target.kind".into(), kind.as_str(), &["Node", "<empty>"])
+        }));
     }
     if node.is_empty() {
         return Err(invalid(&|e| e.required(&"target.name".into(), "")));
@@ -355,7 +391,10 @@ fn assign(
         ));
     }
     if pod.is_deleting() {
-        return refuse(format!("pod {} is being deleted, cannot be assigned to a host", pod.name()));
+        return refuse(format!(
+            "pod {} is being deleted, cannot be assigned to a host",
+            pod.name()
+        ));
     }
     let current = pod.str_at(&["spec", "nodeName"]);
     if !current.is_empty() {
@@ -365,7 +404,8 @@ fn assign(
         return refuse(format!("pod {} has non-empty .spec.schedulingGates", pod.name()));
     }
     pod.set_at(&["spec", "nodeName"], node);
-    for (key, value) in binding.map_at(&["metadata", "annotations"]).into_iter().flat_map(Map::iter) {
+    for (key, value) in binding.map_at(&["metadata", "annotations"]).into_iter().flat_map(Map::iter)
+    {
         pod.set_at(&["metadata", "annotations", key], value.clone());
     }
     for key in ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"] {
@@ -374,7 +414,10 @@ fn assign(
         }
     }
     let now = cx.time.rfc3339();
-    set_condition(pod, value!({"type": "PodScheduled", "status": "True", "lastTransitionTime": now}));
+    set_condition(
+        pod,
+        value!({"type": "PodScheduled", "status": "True", "lastTransitionTime": now}),
+    );
     Ok(())
 }
 
@@ -386,7 +429,9 @@ pub(crate) fn set_condition(object: &mut Object, mut condition: Value) {
     match conditions.iter_mut().find(|c| c.get("type") == kind.as_ref()) {
         Some(slot) => {
             if slot.get("status") == condition.get("status") {
-                if let (Some(time), Some(map)) = (slot.get("lastTransitionTime").cloned(), condition.as_map_mut()) {
+                if let (Some(time), Some(map)) =
+                    (slot.get("lastTransitionTime").cloned(), condition.as_map_mut())
+                {
                     map.insert("lastTransitionTime", time);
                 }
             }
@@ -398,11 +443,11 @@ pub(crate) fn set_condition(object: &mut Object, mut condition: Value) {
 
 /// Whether the `Ready` condition is true.
 pub(crate) fn is_ready(pod: &Object) -> bool {
-    pod.list_at(&["status", "conditions"]).iter().filter_map(Value::as_map).any(|condition| {
-        text(condition, "type") == "Ready" && text(condition, "status") == "True"
-    })
+    pod.list_at(&["status", "conditions"])
+        .iter()
+        .filter_map(Value::as_map)
+        .any(|condition| text(condition, "type") == "Ready" && text(condition, "status") == "True")
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -411,7 +456,9 @@ mod tests {
     #[test]
     fn resources_decide_the_class() {
         let class = |resources: Value| {
-            let pod = Object::from_value(value!({"spec": {"containers": [{"name": "a", "resources": (serde_json::to_value(&resources).unwrap())}]}}));
+            let pod = Object::from_value(
+                value!({"spec": {"containers": [{"name": "a", "resources": (serde_json::to_value(&resources).unwrap())}]}}),
+            );
             qos_class(&pod.unwrap())
         };
         assert_eq!(class(value!({})), "BestEffort");

@@ -32,7 +32,9 @@ pub(crate) const LIMIT_RANGES: Facts = Facts {
         });
     },
     validate: |range, errors| {
-        for (at, limit) in range.list_at(&["spec", "limits"]).iter().filter_map(Value::as_map).enumerate() {
+        for (at, limit) in
+            range.list_at(&["spec", "limits"]).iter().filter_map(Value::as_map).enumerate()
+        {
             let path = Path::new("spec").child("limits").index(at);
             if text(limit, "type").is_empty() {
                 errors.required(&path.child("type"), "");
@@ -40,7 +42,13 @@ pub(crate) const LIMIT_RANGES: Facts = Facts {
         }
     },
     create_on_update: true,
-    columns: &[NAME, Column { kind: "date", ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into()) }],
+    columns: &[
+        NAME,
+        Column {
+            kind: "date",
+            ..Column::text("Created At", |o, _| o.str_at(&["metadata", "creationTimestamp"]).into())
+        },
+    ],
     ..PLAIN
 };
 
@@ -96,7 +104,9 @@ static TEMPLATE_COLUMNS: [Column; 4] = [
 
 pub(crate) const POD_TEMPLATES: Facts = Facts {
     default: |object| {
-        inside(object.root_mut(), "template", |template| pod_spec::default(template.map_entry("spec")));
+        inside(object.root_mut(), "template", |template| {
+            pod_spec::default(template.map_entry("spec"))
+        });
     },
     validate: |object, errors| {
         let spec = object.map_at(&["template", "spec"]).cloned().unwrap_or_default();
@@ -146,7 +156,8 @@ pub(crate) const REPLICATION_CONTROLLERS: Facts = Facts {
         match controller.map_at(&["spec", "template"]) {
             None => errors.required(&path.child("template"), ""),
             Some(template) => {
-                let spec = template.get("spec").and_then(Value::as_map).cloned().unwrap_or_default();
+                let spec =
+                    template.get("spec").and_then(Value::as_map).cloned().unwrap_or_default();
                 pod_validation::validate(&spec, &path.child("template").child("spec"), errors);
             }
         }

@@ -37,13 +37,15 @@ static COLUMNS: [Column; 7] = [
 ];
 
 fn external(service: &Object) -> String {
-    let fixed: Vec<&str> = service.list_at(&["spec", "externalIPs"]).iter().filter_map(Value::as_str).collect();
+    let fixed: Vec<&str> =
+        service.list_at(&["spec", "externalIPs"]).iter().filter_map(Value::as_str).collect();
     match service.str_at(&["spec", "type"]) {
         "ClusterIP" | "NodePort" if fixed.is_empty() => "<none>".into(),
         "ClusterIP" | "NodePort" => fixed.join(","),
         "LoadBalancer" => {
             let given = load_balancer(service);
-            let all: Vec<&str> = given.split(',').filter(|ip| !ip.is_empty()).chain(fixed).collect();
+            let all: Vec<&str> =
+                given.split(',').filter(|ip| !ip.is_empty()).chain(fixed).collect();
             if all.is_empty() { "<pending>".into() } else { all.join(",") }
         }
         "ExternalName" => service.str_at(&["spec", "externalName"]).into(),
@@ -90,7 +92,13 @@ impl Strategy for Services {
         normalize_addresses(service, None);
     }
 
-    fn prepare_update(&self, _: &RequestContext, subresource: &str, new: &mut Object, old: &Object) {
+    fn prepare_update(
+        &self,
+        _: &RequestContext,
+        subresource: &str,
+        new: &mut Object,
+        old: &Object,
+    ) {
         if subresource == "status" {
             return;
         }
@@ -209,8 +217,8 @@ fn needs_address(service: &Object) -> bool {
 }
 
 fn needs_node_ports(service: &Object) -> bool {
-    let unwanted =
-        service.at(&["spec", "allocateLoadBalancerNodePorts"]).and_then(Value::as_bool) == Some(false);
+    let unwanted = service.at(&["spec", "allocateLoadBalancerNodePorts"]).and_then(Value::as_bool)
+        == Some(false);
     kind(service) == "NodePort" || (kind(service) == "LoadBalancer" && !unwanted)
 }
 
@@ -241,7 +249,8 @@ fn normalize_addresses(new: &mut Object, old: Option<&Object>) {
         return;
     };
     let before = old.str_at(&["spec", "clusterIP"]);
-    let same_list = semantically_equal(new.at(&["spec", "clusterIPs"]), old.at(&["spec", "clusterIPs"]));
+    let same_list =
+        semantically_equal(new.at(&["spec", "clusterIPs"]), old.at(&["spec", "clusterIPs"]));
     if !before.is_empty() && one.is_empty() && same_list {
         new.remove_at(&["spec", "clusterIPs"]);
     } else if !one.is_empty() && (many.is_empty() || (one != before && same_list)) {
@@ -278,7 +287,8 @@ fn keep_allocated(new: &mut Object, old: &Object) {
             each(spec, "ports", |port| {
                 let number = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0);
                 let twin = before.iter().find(|old| {
-                    old.get("port") == port.get("port") && text(old, "protocol") == text(port, "protocol")
+                    old.get("port") == port.get("port")
+                        && text(old, "protocol") == text(port, "protocol")
                 });
                 let kept = twin.and_then(|old| old.get("nodePort")).and_then(Value::as_i64);
                 if let (0, Some(kept)) = (number, kept.filter(|kept| !used.contains(kept))) {
@@ -288,7 +298,10 @@ fn keep_allocated(new: &mut Object, old: &Object) {
         });
     }
     let health = old.i64_at(&["spec", "healthCheckNodePort"]).unwrap_or(0);
-    if needs_health_port(new) && new.i64_at(&["spec", "healthCheckNodePort"]).unwrap_or(0) == 0 && health != 0 {
+    if needs_health_port(new)
+        && new.i64_at(&["spec", "healthCheckNodePort"]).unwrap_or(0) == 0
+        && health != 0
+    {
         new.set_at(&["spec", "healthCheckNodePort"], health);
     }
 }
@@ -299,9 +312,17 @@ fn needs_health_port(service: &Object) -> bool {
 
 /// Who changes the type and leaves fields as they were does not mean to keep them.
 fn drop_what_another_type_had(new: &mut Object, old: &Object) {
-    let same = |new: &Object, field: &str| semantically_equal(new.at(&["spec", field]), old.at(&["spec", field]));
-    if needs_address(old) && !needs_address(new) && same(new, "clusterIP") && same(new, "clusterIPs") {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+    let same = |new: &Object, field: &str| {
+        semantically_equal(new.at(&["spec", field]), old.at(&["spec", field]))
+    };
+    if needs_address(old)
+        && !needs_address(new)
+        && same(new, "clusterIP")
+        && same(new, "clusterIPs")
+    {
+        for field in
+            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+        {
             if same(new, field) {
                 new.remove_at(&["spec", field]);
             }
@@ -341,7 +362,9 @@ fn drop_what_another_type_had(new: &mut Object, old: &Object) {
 fn validate(service: &Object, errors: &mut Errors) {
     // Addresses are looked at first, and what cannot be claimed is all that is told.
     let before = errors.len();
-    for (at, ip) in service.list_at(&["spec", "clusterIPs"]).iter().filter_map(Value::as_str).enumerate() {
+    for (at, ip) in
+        service.list_at(&["spec", "clusterIPs"]).iter().filter_map(Value::as_str).enumerate()
+    {
         if ip != NONE && ip.parse::<IpAddr>().is_err() {
             errors.invalid(&Path::new("spec").child("clusterIPs").index(at), ip, IP_FAULT);
         }
@@ -365,14 +388,21 @@ fn validate(service: &Object, errors: &mut Errors) {
         _ => {}
     }
     ports(spec, &path.child("ports"), errors);
-    crate::names::labels(spec.get("selector").and_then(Value::as_map), &path.child("selector"), errors);
+    crate::names::labels(
+        spec.get("selector").and_then(Value::as_map),
+        &path.child("selector"),
+        errors,
+    );
     match text(spec, "sessionAffinity") {
         "" => errors.required(&path.child("sessionAffinity"), ""),
         affinity => errors.one_of(&path.child("sessionAffinity"), affinity, &["ClientIP", "None"]),
     }
-    if let Some(seconds) = spec.at(&["sessionAffinityConfig", "clientIP", "timeoutSeconds"]).and_then(Value::as_i64) {
+    if let Some(seconds) =
+        spec.at(&["sessionAffinityConfig", "clientIP", "timeoutSeconds"]).and_then(Value::as_i64)
+    {
         if !(1..=86_400).contains(&seconds) {
-            let path = path.child("sessionAffinityConfig").child("clientIP").child("timeoutSeconds");
+            let path =
+                path.child("sessionAffinityConfig").child("clientIP").child("timeoutSeconds");
             errors.invalid(&path, seconds, "must be greater than 0 and less than 86400");
         }
     }
@@ -412,7 +442,8 @@ fn external_name(spec: &Map, path: &Path, errors: &mut Errors) {
 
 fn ports(spec: &Map, path: &Path, errors: &mut Errors) {
     let several = list(spec, "ports").len() > 1;
-    let (mut known, mut places, mut node_places) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut known, mut places, mut node_places) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (at, port) in maps(spec, "ports").enumerate() {
         let path = path.index(at);
         let name = text(port, "name");
@@ -439,13 +470,18 @@ fn ports(spec: &Map, path: &Path, errors: &mut Errors) {
             crate::names::qualified_at(app, &path.child("appProtocol"), errors);
         }
         if !places.insert((number, protocol)) {
-            let shown = format!("{{\"Name\":\"\",\"Protocol\":{protocol:?},\"AppProtocol\":null,\"Port\":{number},\"TargetPort\":0,\"NodePort\":0}}");
+            let shown = format!(
+                "{{\"Name\":\"\",\"Protocol\":{protocol:?},\"AppProtocol\":null,\"Port\":{number},\"TargetPort\":0,\"NodePort\":0}}"
+            );
             errors.shown(&path, "FieldValueDuplicate", "Duplicate value", &shown, "");
         }
         let node = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0);
         if node != 0 {
             if text(spec, "type") == "ClusterIP" {
-                errors.forbidden(&path.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
+                errors.forbidden(
+                    &path.child("nodePort"),
+                    "may not be used when `type` is 'ClusterIP'",
+                );
             }
             if !node_places.insert((node, protocol)) {
                 errors.duplicate(&path.child("nodePort"), node);
@@ -462,13 +498,21 @@ fn addresses(spec: &Map, path: &Path, errors: &mut Errors) {
         if one.is_empty() {
             errors.required(&"spec.clusterIP".into(), "must be set when `clusterIPs` is set");
         } else if first != one {
-            errors.invalid(&path, Value::List(many.to_vec().into()), "first value must match `clusterIP`");
+            errors.invalid(
+                &path,
+                Value::List(many.to_vec().into()),
+                "first value must match `clusterIP`",
+            );
         }
     }
     for (at, ip) in many.iter().filter_map(Value::as_str).enumerate() {
         let path = path.index(at);
         if at > 0 && ip == NONE {
-            errors.invalid(&path, ip, "must not have more than one value when first value is 'None'");
+            errors.invalid(
+                &path,
+                ip,
+                "must not have more than one value when first value is 'None'",
+            );
         } else if ip != NONE && ip.parse::<IpAddr>().is_err() {
             errors.invalid(&path, ip, IP_FAULT);
         }
@@ -511,7 +555,8 @@ fn traffic(spec: &Map, kind: &str, path: &Path, errors: &mut Errors) {
     }
     let health = spec.get("healthCheckNodePort").and_then(Value::as_i64).unwrap_or(0);
     if health != 0 && !(kind == "LoadBalancer" && external == "Local") {
-        let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        let why =
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         errors.invalid(&path.child("healthCheckNodePort"), health, why);
     }
 }
@@ -521,13 +566,22 @@ fn addresses_update(new: &Object, old: &Object, errors: &mut Errors) {
         return;
     }
     let first = |service: &Object| -> String {
-        service.list_at(&["spec", "clusterIPs"]).first().and_then(Value::as_str).unwrap_or_default().into()
+        service
+            .list_at(&["spec", "clusterIPs"])
+            .first()
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .into()
     };
     let (now, before) = (first(new), first(old));
     if !before.is_empty() && now != before {
         let value = new.at(&["spec", "clusterIPs"]).cloned().unwrap_or_default();
         let path = Path::new("spec").child("clusterIPs").index(0);
-        let why = if now.is_empty() { "primary clusterIP can not be unset" } else { "may not change once set" };
+        let why = if now.is_empty() {
+            "primary clusterIP can not be unset"
+        } else {
+            "may not change once set"
+        };
         errors.invalid(&path, value, why);
     }
 }
@@ -557,10 +611,18 @@ async fn claim_addresses(
         return Ok(Vec::new());
     }
     let held = old.map(addresses_of).unwrap_or_default();
-    let families: Vec<String> =
-        new.list_at(&["spec", "ipFamilies"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
-    let asked: Vec<String> =
-        new.list_at(&["spec", "clusterIPs"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let families: Vec<String> = new
+        .list_at(&["spec", "ipFamilies"])
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    let asked: Vec<String> = new
+        .list_at(&["spec", "clusterIPs"])
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     let (mut all, mut claimed) = (Vec::new(), Vec::new());
     for (position, family) in families.iter().enumerate() {
         let Some(block) = blocks.iter().find(|block| block.family() == family) else { continue };
@@ -600,7 +662,9 @@ async fn claim_one(
         return match allocation::claim_any_address(at, cx, block, service).await {
             Ok(address) => Ok((address.to_string(), true)),
             Err(Refusal::Failed(status)) => Err(status),
-            Err(refusal) => Err(Status::internal(format!("failed to allocate a serviceIP: {}", refusal.text()))),
+            Err(refusal) => {
+                Err(Status::internal(format!("failed to allocate a serviceIP: {}", refusal.text())))
+            }
         };
     };
     if held.contains(wish) {
@@ -613,7 +677,8 @@ async fn claim_one(
             errors.invalid(&"spec.clusterIPs".into(), vec![wish.as_str()], &why);
         }),
     };
-    let address: IpAddr = wish.parse().map_err(|_| Status::bad_request(format!("{wish} is no address")))?;
+    let address: IpAddr =
+        wish.parse().map_err(|_| Status::bad_request(format!("{wish} is no address")))?;
     allocation::claim_address(at, cx, block, address, service).await.map_err(refused)?;
     Ok((address.to_string(), true))
 }
@@ -623,8 +688,12 @@ fn decide_families(at: &Resource, new: &mut Object, blocks: &[Block]) -> Result<
     let Some(primary) = available.first().copied() else {
         return Err(Status::internal("no block of addresses for Services is configured"));
     };
-    let asked: Vec<String> =
-        new.list_at(&["spec", "ipFamilies"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let asked: Vec<String> = new
+        .list_at(&["spec", "ipFamilies"])
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     let selectorless = new.map_at(&["spec", "selector"]).is_none_or(Map::is_empty);
     let policy = match new.str_at(&["spec", "ipFamilyPolicy"]) {
         "" if is_headless(new) && selectorless && asked.len() != 1 => "RequireDualStack".to_owned(),
@@ -636,7 +705,13 @@ fn decide_families(at: &Resource, new: &mut Object, blocks: &[Block]) -> Result<
     let wished = wished.and_then(|ip| ip.parse::<IpAddr>().ok());
     let first = match (asked.first(), wished) {
         (Some(family), _) => family.clone(),
-        (None, Some(ip)) => if ip.is_ipv4() { "IPv4".into() } else { "IPv6".into() },
+        (None, Some(ip)) => {
+            if ip.is_ipv4() {
+                "IPv4".into()
+            } else {
+                "IPv6".into()
+            }
+        }
         (None, None) => primary.to_owned(),
     };
     let free = is_headless(new) && selectorless;
@@ -680,35 +755,46 @@ async fn claim_ports(
             }
         }
     }
-    let health = needs_health_port(new) && new.i64_at(&["spec", "healthCheckNodePort"]).unwrap_or(0) == 0;
+    let health =
+        needs_health_port(new) && new.i64_at(&["spec", "healthCheckNodePort"]).unwrap_or(0) == 0;
     let more = missing.len() + usize::from(health);
     if fixed.is_empty() && more == 0 {
         return Ok(());
     }
     let shared = &at.storage.shared;
-    let found = allocation::claim_ports(shared, cx, &fixed, more).await.map_err(|(port, refusal)| match refusal {
-        Refusal::Failed(status) => status,
-        Refusal::Full => Status::internal("failed to allocate a nodePort: range is full"),
-        refusal => {
-            let ports = new.list_at(&["spec", "ports"]);
-            let at_port = ports.iter().position(|p| p.get("nodePort") == Some(&Value::Int(port.into())));
-            let why = match refusal {
-                Refusal::Taken => "provided port is already allocated".to_owned(),
-                refusal => refusal.text(),
-            };
-            invalid(at, new, |errors| {
-                let path = Path::new("spec").child("ports").index(at_port.unwrap_or(0)).child("nodePort");
-                errors.invalid(&path, i64::from(port), &why);
-            })
-        }
-    })?;
+    let found =
+        allocation::claim_ports(shared, cx, &fixed, more).await.map_err(|(port, refusal)| {
+            match refusal {
+                Refusal::Failed(status) => status,
+                Refusal::Full => Status::internal("failed to allocate a nodePort: range is full"),
+                refusal => {
+                    let ports = new.list_at(&["spec", "ports"]);
+                    let at_port = ports
+                        .iter()
+                        .position(|p| p.get("nodePort") == Some(&Value::Int(port.into())));
+                    let why = match refusal {
+                        Refusal::Taken => "provided port is already allocated".to_owned(),
+                        refusal => refusal.text(),
+                    };
+                    invalid(at, new, |errors| {
+                        let path = Path::new("spec")
+                            .child("ports")
+                            .index(at_port.unwrap_or(0))
+                            .child("nodePort");
+                        errors.invalid(&path, i64::from(port), &why);
+                    })
+                }
+            }
+        })?;
     let mut found = found.into_iter();
     let given: Vec<(i64, u16)> = missing.into_iter().zip(found.by_ref()).collect();
     spec(new, |spec| {
         each(spec, "ports", |port| {
             let number = port.get("port").and_then(Value::as_i64).unwrap_or(0);
             let free = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0) == 0;
-            if let (true, Some((_, node))) = (free && wants_ports, given.iter().find(|(p, _)| *p == number)) {
+            if let (true, Some((_, node))) =
+                (free && wants_ports, given.iter().find(|(p, _)| *p == number))
+            {
                 port.insert("nodePort", i64::from(*node));
             }
         });

@@ -20,12 +20,17 @@ fn modes(object: &Object, path: &[&str]) -> String {
         ("ReadWriteMany", "RWX"),
         ("ReadWriteOncePod", "RWOP"),
     ];
-    let short: Vec<&str> = known.into_iter().filter(|(mode, _)| has(mode)).map(|(_, short)| short).collect();
+    let short: Vec<&str> =
+        known.into_iter().filter(|(mode, _)| has(mode)).map(|(_, short)| short).collect();
     short.join(",")
 }
 
 fn phase(object: &Object) -> Value {
-    if object.is_deleting() { "Terminating".into() } else { object.str_at(&["status", "phase"]).into() }
+    if object.is_deleting() {
+        "Terminating".into()
+    } else {
+        object.str_at(&["status", "phase"]).into()
+    }
 }
 
 fn class(object: &Object) -> Value {
@@ -38,13 +43,16 @@ fn class(object: &Object) -> Value {
 const ATTRIBUTES_CLASS: Column = Column::text("VolumeAttributesClass", |o, _| {
     text_or(o, &["spec", "volumeAttributesClassName"], "<unset>")
 });
-const MODE: Column = Column::text("VolumeMode", |o, _| text_or(o, &["spec", "volumeMode"], "<unset>")).wide();
+const MODE: Column =
+    Column::text("VolumeMode", |o, _| text_or(o, &["spec", "volumeMode"], "<unset>")).wide();
 
 static VOLUME_COLUMNS: [Column; 11] = [
     NAME,
     Column::text("Capacity", |o, _| o.str_at(&["spec", "capacity", "storage"]).into()),
     Column::text("Access Modes", |o, _| modes(o, &["spec", "accessModes"]).into()),
-    Column::text("Reclaim Policy", |o, _| o.str_at(&["spec", "persistentVolumeReclaimPolicy"]).into()),
+    Column::text("Reclaim Policy", |o, _| {
+        o.str_at(&["spec", "persistentVolumeReclaimPolicy"]).into()
+    }),
     Column::text("Status", |o, _| phase(o)),
     Column::text("Claim", |o, _| {
         let claim = |field| o.str_at(&["spec", "claimRef", field]);
@@ -122,8 +130,15 @@ pub(crate) const VOLUMES: Facts = Facts {
 fn volume_source(volume: &Object) -> Map {
     let mut map = volume.map_at(&["spec"]).cloned().unwrap_or_default();
     for field in [
-        "accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity", "persistentVolumeReclaimPolicy",
-        "storageClassName", "volumeAttributesClassName", "volumeMode",
+        "accessModes",
+        "capacity",
+        "claimRef",
+        "mountOptions",
+        "nodeAffinity",
+        "persistentVolumeReclaimPolicy",
+        "storageClassName",
+        "volumeAttributesClassName",
+        "volumeMode",
     ] {
         map.remove(field);
     }
@@ -134,7 +149,9 @@ static CLAIM_COLUMNS: [Column; 9] = [
     NAME,
     Column::text("Status", |o, _| phase(o)),
     Column::text("Volume", |o, _| o.str_at(&["spec", "volumeName"]).into()),
-    Column::text("Capacity", |o, _| bound(o, || o.str_at(&["status", "capacity", "storage"]).into())),
+    Column::text("Capacity", |o, _| {
+        bound(o, || o.str_at(&["status", "capacity", "storage"]).into())
+    }),
     Column::text("Access Modes", |o, _| bound(o, || modes(o, &["status", "accessModes"]))),
     Column::text("StorageClass", |o, _| class(o)),
     ATTRIBUTES_CLASS,
@@ -165,7 +182,11 @@ pub(crate) const CLAIMS: Facts = Facts {
         }
         for mode in claim.list_at(&["spec", "accessModes"]).iter().filter_map(Value::as_str) {
             let path = path.child("accessModes");
-            errors.one_of(&path, mode, &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]);
+            errors.one_of(
+                &path,
+                mode,
+                &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"],
+            );
         }
         if claim.at(&["spec", "resources", "requests", "storage"]).is_none() {
             errors.required(&path.child("resources").key("storage"), "");
