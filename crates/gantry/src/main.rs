@@ -77,13 +77,10 @@ fn main() -> ExitCode {
         Command::Kubeconfig(command) => command.run(),
         Command::Server(command) => command.run(),
         Command::Agent(command) => command.run(),
-<<<<<<< HEAD
         Command::Kubectl(command) => command.run(),
-=======
         Command::Apiserver(command) => command.run(),
         Command::Scheduler(command) => command.run(),
         Command::ControllerManager(command) => command.run(),
->>>>>>> 026acc5 (Parts that run alone: apiserver, scheduler, controller-manager; status)
         Command::Version(command) => command.run(),
         Command::Completion(command) => command.run(),
         Command::Supervise(command) => command.run(),
