@@ -14,7 +14,9 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use stdx::Env;
 use tokio::net::{TcpListener, TcpStream};
@@ -83,7 +85,11 @@ impl Hello {
             while state.open.load(Ordering::Acquire) > 0 {
                 env.sleep(Duration::from_millis(5)).await;
             }
-            println!("{} done after {} requests", state.pod, state.requests.load(Ordering::Relaxed));
+            println!(
+                "{} done after {} requests",
+                state.pod,
+                state.requests.load(Ordering::Relaxed)
+            );
             Ok(ExitCode::SUCCESS)
         })
     }
@@ -111,8 +117,9 @@ async fn converse(state: &Arc<State>, stream: TcpStream) {
         let state = state.clone();
         async move { Ok::<_, Infallible>(state.answer(&request).await) }
     });
-    let connection =
-        http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), answer);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), answer);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "connection ended");
     }

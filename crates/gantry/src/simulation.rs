@@ -53,8 +53,7 @@ impl Process {
         let store = Embedded::open(env, Path::new("/data"), Default::default()).await.unwrap();
         let registry = Registry::open(env.clone(), store, registry::Options::default());
         let keys = (pki.read("ca.crt").unwrap(), pki.read("sa.key").unwrap());
-        let server =
-            Server::new(env.clone(), registry, ServerConfig::new(keys.0, keys.1)).unwrap();
+        let server = Server::new(env.clone(), registry, ServerConfig::new(keys.0, keys.1)).unwrap();
         server.bootstrap().await.unwrap();
         server.ready().await;
         let admin = in_process::client_in_group(&server, ADMIN, "system:masters");
@@ -65,9 +64,13 @@ impl Process {
         let for_controllers = server.clone();
         env.spawn("controllers", async move {
             let config = controllers::Config {
-                controllers: ["deployment-controller", "replicaset-controller", "serviceaccount-controller"]
-                    .map(str::to_owned)
-                    .to_vec(),
+                controllers: [
+                    "deployment-controller",
+                    "replicaset-controller",
+                    "serviceaccount-controller",
+                ]
+                .map(str::to_owned)
+                .to_vec(),
                 ..controllers::Config::default()
             };
             let clients = |user: &str| in_process::client(&for_controllers, user);
@@ -81,7 +84,13 @@ impl Process {
     }
 }
 
-fn observe(env: &Env, client: &Client, resource: &Resource, trace: &Trace, cancel: &CancellationToken) {
+fn observe(
+    env: &Env,
+    client: &Client,
+    resource: &Resource,
+    trace: &Trace,
+    cancel: &CancellationToken,
+) {
     let options = InformerOptions::default();
     let informer = Informer::start(env, client.clone(), resource, options, cancel.clone());
     let (trace, kind) = (trace.clone(), resource.kind);
@@ -161,7 +170,8 @@ async fn rolled_out(env: &Env, client: &Client, generation: i64) {
         let web = client.get(&DEPLOYMENTS, "default", "web").await.unwrap();
         let status = |field| web.i64_at(&["status", field]).unwrap_or(0);
         if status("observedGeneration") >= generation
-            && (status("updatedReplicas"), status("availableReplicas"), status("replicas")) == (4, 4, 4)
+            && (status("updatedReplicas"), status("availableReplicas"), status("replicas"))
+                == (4, 4, 4)
         {
             return;
         }
@@ -212,7 +222,8 @@ fn one_seed_gives_one_history() {
     let at = first.iter().zip(&second).position(|(a, b)| a != b);
     let around = |trace: &[u8]| {
         let at = at.unwrap_or(0);
-        String::from_utf8_lossy(&trace[at.saturating_sub(200)..(at + 200).min(trace.len())]).into_owned()
+        String::from_utf8_lossy(&trace[at.saturating_sub(200)..(at + 200).min(trace.len())])
+            .into_owned()
     };
     assert!(first == second, "differ at {at:?}:\n{}\n---\n{}", around(&first), around(&second));
     assert_ne!(first, other, "another seed tells another story");

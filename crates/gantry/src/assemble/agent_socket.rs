@@ -2,7 +2,11 @@
 //!
 //! One JSON line each way. Only root of the machine can open it.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::{Path, PathBuf}};
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use cluster::Layout;
@@ -90,7 +94,8 @@ async fn converse(
                 let images = runtime.images().clone();
                 let answered = env.blocking(move || answer(&images, request)).await;
                 changed();
-                answered.unwrap_or_else(|| json!({ "error": "the request failed inside the agent" }))
+                answered
+                    .unwrap_or_else(|| json!({ "error": "the request failed inside the agent" }))
             }
             Err(error) => json!({ "error": error.to_string() }),
         };

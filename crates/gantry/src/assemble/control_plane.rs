@@ -57,8 +57,9 @@ pub async fn run(env: Env, config: ControlPlaneConfig, cancel: CancellationToken
     bootstrap(&env, &registry, &server, &config).await?;
     let mut serving = Vec::new();
     for address in &config.listen {
-        let listener =
-            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))?;
         let (server, cancel) = (server.clone(), cancel.clone());
         serving.push(env.spawn("serve", async move { server.serve_tls(listener, cancel).await }));
     }
@@ -89,9 +90,14 @@ async fn open_store(env: &Env, config: &ControlPlaneConfig) -> Result<Arc<dyn St
 
 fn issue_certificates(env: &Env, pki: &Pki, config: &ControlPlaneConfig) -> Result<()> {
     pki.ensure_authority(env)?;
-    let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc",
-        "kubernetes.default.svc.cluster.local", "localhost"]
-        .map(str::to_owned);
+    let names = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "localhost",
+    ]
+    .map(str::to_owned);
     let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), config.advertise_address];
     addresses.push(kubernetes_address(&config.service_network)?);
     addresses.extend(config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
@@ -106,8 +112,7 @@ fn issue_certificates(env: &Env, pki: &Pki, config: &ControlPlaneConfig) -> Resu
     };
     // Anew at every start: addresses may have changed, and it never grows old.
     pki.issue(env, "apiserver", &server)?;
-    let to_nodes =
-        Subject { common_name: "kube-apiserver-kubelet-client", ..Subject::default() };
+    let to_nodes = Subject { common_name: "kube-apiserver-kubelet-client", ..Subject::default() };
     pki.issue(env, "apiserver-kubelet-client", &to_nodes)?;
     Ok(())
 }
@@ -165,7 +170,9 @@ fn start_scheduler(
     let client = in_process::client(server, "system:kube-scheduler");
     let task = lead(env, &client, "kube-scheduler", config, cancel, {
         let (env, client) = (env.clone(), client.clone());
-        move |cancel| scheduler::run(env.clone(), client.clone(), scheduler::Config::default(), cancel)
+        move |cancel| {
+            scheduler::run(env.clone(), client.clone(), scheduler::Config::default(), cancel)
+        }
     });
     env.spawn("scheduler", task);
 }
@@ -227,7 +234,8 @@ where
         if alone {
             return work(cancel).await;
         }
-        let identity = format!("{}_{}", rustix::system::uname().nodename().to_string_lossy(), env.uuid());
+        let identity =
+            format!("{}_{}", rustix::system::uname().nodename().to_string_lossy(), env.uuid());
         let election = Election::new(name, &identity);
         while !cancel.is_cancelled() {
             client::leader::run_as_leader(&env, &client, &election, &cancel, &work).await;

@@ -56,10 +56,9 @@ pub async fn ensure_cluster_objects(
     ensure(env, registry, "clusterroles", approver_role()).await?;
     for (name, role, subject) in bindings {
         let mut binding = Object::new(&format!("{RBAC}/v1"), "ClusterRoleBinding", "", name);
-        binding.root_mut().insert(
-            "roleRef",
-            value!({ "apiGroup": RBAC, "kind": "ClusterRole", "name": role }),
-        );
+        binding
+            .root_mut()
+            .insert("roleRef", value!({ "apiGroup": RBAC, "kind": "ClusterRole", "name": role }));
         binding.root_mut().insert("subjects", vec![subject]);
         ensure(env, registry, "clusterrolebindings", binding).await?;
     }
@@ -127,11 +126,8 @@ fn token_secret(token: &str) -> Result<Object> {
 /// Creates the object unless one of its name is there.
 async fn ensure(env: &Env, registry: &Arc<Registry>, plural: &str, object: Object) -> Result<()> {
     let gvk = object.gvk().context("an object without a kind")?;
-    let gvr = GroupVersionResource {
-        group: gvk.group,
-        version: gvk.version,
-        resource: plural.into(),
-    };
+    let gvr =
+        GroupVersionResource { group: gvk.group, version: gvk.version, resource: plural.into() };
     let resource = registry.resource(&gvr).with_context(|| format!("{gvr} is not served"))?;
     let context = RequestContext::internal(env.now());
     let namespace = object.namespace().to_owned();

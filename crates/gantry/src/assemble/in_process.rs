@@ -50,7 +50,10 @@ fn component(user: &str) -> &str {
 
 #[async_trait]
 impl Transport for InProcess {
-    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<BodyStream>, Error> {
+    async fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<BodyStream>, Error> {
         let request = request.map(body::full);
         let identity = Identity::Verified(self.user.clone());
         let response = self.server.handle(request, identity).await;

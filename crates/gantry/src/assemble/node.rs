@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use client::{Client, config::{Connection, Token}};
+use client::{
+    Client,
+    config::{Connection, Token},
+};
 use ipnet::IpNet;
 use kubelet::{Kubelet, KubeletConfig, bootstrap};
 use net::pod::{PodNetwork, PodNetworkConfig, PortMapping, Sandbox, Transport};
@@ -49,15 +52,10 @@ pub struct AgentConfig {
 pub async fn run_agent(env: Env, config: AgentConfig, cancel: CancellationToken) -> Result<()> {
     let dir = Path::new(PKI_DIR);
     let connection = trusted_connection(&config, dir).await?;
-    let node = bootstrap::connect(
-        &env,
-        &joining(&connection, &config)?,
-        &config.node_name,
-        dir,
-        &cancel,
-    )
-    .await
-    .context("cannot join the cluster")?;
+    let node =
+        bootstrap::connect(&env, &joining(&connection, &config)?, &config.node_name, dir, &cancel)
+            .await
+            .context("cannot join the cluster")?;
     let component = |user, name| {
         bootstrap::connect_component(&env, &connection, &node, user, name, dir, &cancel)
     };
@@ -75,8 +73,7 @@ pub async fn run_agent(env: Env, config: AgentConfig, cancel: CancellationToken)
     let listener = TcpListener::bind((config.node_ip, settings.port))
         .await
         .with_context(|| format!("cannot listen on {}:{}", config.node_ip, settings.port))?;
-    let kubelet =
-        Arc::new(Kubelet::new(&env, node, settings, endpoint, streaming, cancel.clone()));
+    let kubelet = Arc::new(Kubelet::new(&env, node, settings, endpoint, streaming, cancel.clone()));
     start_server(&env, kubelet.server(), listener, tls, &cancel);
     if let Some(runtime) = runtime {
         start_socket(&env, &kubelet, runtime, &cancel);
@@ -98,12 +95,8 @@ fn start_server(
 
 fn start_socket(env: &Env, kubelet: &Arc<Kubelet>, runtime: Runtime, cancel: &CancellationToken) {
     let changed = kubelet.clone();
-    let serving = agent_socket::serve(
-        env.clone(),
-        runtime,
-        move || changed.node_changed(),
-        cancel.clone(),
-    );
+    let serving =
+        agent_socket::serve(env.clone(), runtime, move || changed.node_changed(), cancel.clone());
     env.spawn("agent socket", async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the agent's socket cannot be served");
@@ -135,7 +128,8 @@ fn joining(connection: &Connection, config: &AgentConfig) -> Result<Connection> 
 }
 
 async fn pod_network(env: &Env, config: &AgentConfig) -> Result<PodNetwork> {
-    let settings = PodNetworkConfig { node_ips: vec![config.node_ip], ..PodNetworkConfig::default() };
+    let settings =
+        PodNetworkConfig { node_ips: vec![config.node_ip], ..PodNetworkConfig::default() };
     PodNetwork::open(env, settings).await.context("cannot open the pod network")
 }
 
@@ -230,8 +224,7 @@ fn start_routes(
     cancel: &CancellationToken,
 ) {
     let ranges = config.pod_network.parse::<IpNet>().into_iter().collect();
-    let settings =
-        net::routes::NodeNetConfig::for_node(&config.node_name, ranges, pods.clone());
+    let settings = net::routes::NodeNetConfig::for_node(&config.node_name, ranges, pods.clone());
     let (for_task, client, cancel) = (env.clone(), client.clone(), cancel.clone());
     env.spawn("routes", async move {
         if let Err(error) = net::routes::run(for_task, client, settings, cancel).await {

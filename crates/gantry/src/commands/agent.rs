@@ -52,7 +52,8 @@ impl Agent {
 
     fn settings(self) -> Result<AgentConfig> {
         if let Some(path) = &self.config {
-            let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text =
+                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             return serde_json::from_slice(&text)
                 .with_context(|| format!("{} is malformed", path.display()));
         }

@@ -15,7 +15,12 @@ pub struct Completion {
 
 impl Completion {
     pub fn run(self) -> Outcome {
-        clap_complete::generate(self.shell, &mut crate::Cli::command(), "gantry", &mut std::io::stdout());
+        clap_complete::generate(
+            self.shell,
+            &mut crate::Cli::command(),
+            "gantry",
+            &mut std::io::stdout(),
+        );
         Ok(ExitCode::SUCCESS)
     }
 }

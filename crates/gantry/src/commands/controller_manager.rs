@@ -52,7 +52,8 @@ impl ControllerManager {
         let read = |path: &PathBuf| {
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
         };
-        let pair = self.cluster_signing_cert_file.as_ref().zip(self.cluster_signing_key_file.as_ref());
+        let pair =
+            self.cluster_signing_cert_file.as_ref().zip(self.cluster_signing_key_file.as_ref());
         let signing = match pair {
             None => None,
             Some((certificate, key)) => Some(controllers::config::SigningKeyPair {

@@ -12,8 +12,10 @@ use crate::{
 
 /// Load, list and remove images on the nodes of a local cluster
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  gantry image load app.tar\n  gantry image load gantry/hello\n  \
-                        gantry image ls\n  gantry image rm docker.io/library/app:1")]
+#[command(
+    after_help = "Examples:\n  gantry image load app.tar\n  gantry image load gantry/hello\n  \
+                        gantry image ls\n  gantry image rm docker.io/library/app:1"
+)]
 pub struct Image {
     /// The cluster's name
     #[arg(long, default_value = "gantry", global = true)]

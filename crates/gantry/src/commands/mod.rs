@@ -74,8 +74,7 @@ pub struct Component {
 impl Component {
     fn connect(&self, component: &str) -> Result<client::Client> {
         let directory = self.kubeconfig.parent().unwrap_or(std::path::Path::new("."));
-        let connection =
-            client::Kubeconfig::load(&self.kubeconfig)?.connection("", directory)?;
+        let connection = client::Kubeconfig::load(&self.kubeconfig)?.connection("", directory)?;
         Ok(client::Client::connect(&connection, component)?)
     }
 

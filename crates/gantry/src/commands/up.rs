@@ -213,7 +213,12 @@ pub async fn wait_for_nodes(
     let notify = changed.clone();
     informer.on_change(move |_| notify.notify_one());
     let ready_count = || {
-        informer.lister().all().iter().filter(|c| c.object().is_ok_and(|o| is_node_ready(&o))).count()
+        informer
+            .lister()
+            .all()
+            .iter()
+            .filter(|c| c.object().is_ok_and(|o| is_node_ready(&o)))
+            .count()
     };
     let all_ready = async {
         while ready_count() < config.nodes.len() {

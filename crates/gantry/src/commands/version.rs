@@ -19,7 +19,11 @@ impl Version {
             "kubernetes": assemble::KUBERNETES_VERSION,
         });
         if !self.output.print(&data)? {
-            println!("gantry {} (Kubernetes API {})", assemble::VERSION, assemble::KUBERNETES_VERSION);
+            println!(
+                "gantry {} (Kubernetes API {})",
+                assemble::VERSION,
+                assemble::KUBERNETES_VERSION
+            );
         }
         Ok(ExitCode::SUCCESS)
     }
