@@ -190,6 +190,9 @@ fn init(
     run_agent()
 }
 
+/// `RTPROT_STATIC` of rtnetlink(7).
+const STATIC: u8 = 4;
+
 fn bring_network_up(config: &ClusterConfig, node: &NodeConfig) -> Result<(), Error> {
     let fail = |what: &'static str| move |source| Error::network(what, source);
     let mut rtnl = Rtnl::open().map_err(fail("open netlink"))?;
@@ -204,8 +207,11 @@ fn bring_network_up(config: &ClusterConfig, node: &NodeConfig) -> Result<(), Err
     let (_, prefix_bits) = config.node_network();
     rtnl.add_address(Address { index, ip: node.address.into(), prefix_bits })
         .map_err(fail("set the node's address"))?;
-    rtnl.set_route(Route::default_v4(config.host_address().into(), index))
-        .map_err(fail("set the default route"))
+    // As an administrator's route: those of our own number belong to the agent, which removes
+    // what it did not plan.
+    let route =
+        Route { protocol: STATIC, ..Route::default_v4(config.host_address().into(), index) };
+    rtnl.set_route(route).map_err(fail("set the default route"))
 }
 
 /// The devices that containers and agents expect.

@@ -139,8 +139,23 @@ fn copy(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// One request through the port that kubectl announces.
+fn forwarded(output: &mut impl std::io::BufRead) -> Result<String> {
+    use std::io::{Read, Write};
+    let mut line = String::new();
+    output.read_line(&mut line)?;
+    let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
+    let port: u16 = port.context("no port in kubectl's answer")?.parse()?;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 fn port_forward(cluster: &Cluster) -> Result<()> {
-    use std::io::{BufRead, BufReader, Read, Write};
+    use std::io::BufReader;
     let serve = "mkdir /tmp/www && echo Hello from the box > /tmp/www/index.html && httpd -p 8080 -h /tmp/www";
     cluster.kubectl(&["exec", "-n", "week", "box", "--", "sh", "-c", serve])?;
     let mut child = cluster
@@ -148,20 +163,9 @@ fn port_forward(cluster: &Cluster) -> Result<()> {
         .args(["port-forward", "-n", "week", "pod/box", ":8080"])
         .stdout(std::process::Stdio::piped())
         .spawn()?;
-    let attempt = || -> Result<String> {
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-        let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
-        let port: u16 = port.context("no port in kubectl's answer")?.parse()?;
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    let mut attempt = attempt;
-    let answer = attempt();
+    // Kept open to the end: kubectl writes a line for each connection and dies when it cannot.
+    let mut output = BufReader::new(child.stdout.take().context("no output")?);
+    let answer = forwarded(&mut output);
     let _ = child.kill();
     let _ = child.wait();
     let answer = answer?;
