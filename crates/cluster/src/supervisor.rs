@@ -8,7 +8,6 @@ use std::{
     fs,
     future::Future,
     io,
-    os::fd::AsFd,
     path::Path,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
@@ -166,15 +165,6 @@ impl Running {
             Self::Child(child) => drop(child.wait().await),
             Self::Adopted(_, pidfd) => drop(pidfd.readable().await),
         }
-    }
-
-    fn signal(&self, signal: i32) {
-        let _ = match self {
-            Self::Child(_) => linux::process::kill(self.pid(), signal),
-            Self::Adopted(_, pidfd) => {
-                linux::process::pidfd_signal(pidfd.get_ref().as_fd(), signal)
-            }
-        };
     }
 }
 

@@ -35,7 +35,9 @@ impl Cluster {
         }
         let started = Instant::now();
         let mut up = Command::new(&gantry);
-        output(up.args(["up", NAME, "--port", PORT, "-o", "json"]).args(options))?;
+        output(
+            up.args(["up", NAME, "--port", PORT, "--timeout", "180", "-o", "json"]).args(options),
+        )?;
         let up_secs = started.elapsed().as_secs_f64();
         let path = output(Command::new(&gantry).args(["kubeconfig", NAME, "--path"]))?;
         let kubeconfig = PathBuf::from(path.trim());

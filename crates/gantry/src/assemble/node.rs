@@ -78,8 +78,28 @@ pub async fn run_agent(env: Env, config: AgentConfig, cancel: CancellationToken)
     if let Some(runtime) = runtime {
         start_socket(&env, &kubelet, runtime, &cancel);
     }
+    tell_network_ready(&env, &kubelet, &pods, &cancel);
     kubelet.run().await;
     Ok(())
+}
+
+/// Has the kubelet look at the node again as soon as the pod network has its range: what it
+/// reported before that was NotReady. Ends then.
+fn tell_network_ready(
+    env: &Env,
+    kubelet: &Arc<Kubelet>,
+    pods: &PodNetwork,
+    cancel: &CancellationToken,
+) {
+    const STEP: Duration = Duration::from_millis(20);
+    let (clock, kubelet, pods, cancel) =
+        (env.clone(), kubelet.clone(), pods.clone(), cancel.clone());
+    env.spawn("network ready", async move {
+        while pods.ready().is_err() && !cancel.is_cancelled() {
+            clock.sleep(STEP).await;
+        }
+        kubelet.node_changed();
+    });
 }
 
 fn start_server(
