@@ -78,11 +78,8 @@ impl Load {
         self.counts.answered.load(Ordering::Relaxed)
     }
 
-    pub fn stop(self) -> Outcome {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            let _ = thread.join();
-        }
+    pub fn stop(mut self) -> Outcome {
+        self.end();
         let failures = self.counts.failures.lock().map(|list| list.clone()).unwrap_or_default();
         Outcome {
             answered: self.counts.answered.load(Ordering::Relaxed),
@@ -90,6 +87,22 @@ impl Load {
             fresh: self.counts.fresh.load(Ordering::Relaxed),
             failures,
         }
+    }
+}
+
+impl Load {
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A scenario that fails midway leaves no load behind.
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
