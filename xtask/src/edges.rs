@@ -26,7 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("net", &["stdx", "api", "machinery", "client", "linux"]),
     ("proxy", &["stdx", "api", "machinery", "client", "linux"]),
     ("kubectl", &["stdx", "api", "machinery", "client"]),
-    ("cluster", &["stdx", "api", "machinery", "client", "linux"]),
+    ("cluster", &["stdx", "linux"]),
 ];
 
 pub fn run(_: &[String]) -> Result<()> {
